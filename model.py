@@ -1,0 +1,115 @@
+"""The transformer: (tokens, positions, rank) -> logits, and the one rule of who may look at whom.
+
+    B batch   T tokens in the forward pass   S positions in the task   V vocabulary
+    D width   H heads                        K answer symbols (the first K ids of the vocabulary)
+
+A sequence here is a SET of (token, position) pairs. The position travels with its token, so any
+subset of a sequence, in any order, is a valid input: a latent token that is not wanted is simply
+not in the tensor. Nothing in this file knows about objectives; an objective is a ranking (see
+`visible`), and the rankings live in diffusion.py, mtp.py and sample.py.
+
+What is not here, and why: no time embedding (the number of MASK tokens already tells the time),
+no dropout (the tasks are augmented or endless), no rotary embedding (positions are a set of cells,
+not a line), no biases.
+"""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+def visible(rank):
+    """Who may look at whom. rank (..., T), any real dtype -> bool (..., T query, T key).
+
+        q may look at k   iff   rank[k] < rank[q]   or   k is q   or   rank[k] == rank[q] <= 0
+
+    So: all 0 is full attention; 1, 2, 3, ... is causal attention; equal ranks above 0 do not see
+    each other; +inf is seen by nobody. (All five attention rules of arXiv 2602.03769 in one line.)
+    """
+    k, q = rank.unsqueeze(-2), rank.unsqueeze(-1)
+    itself = torch.eye(rank.shape[-1], dtype=torch.bool, device=rank.device)
+    return (k < q) | itself | ((k == q) & (q <= 0))
+
+
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x, mask, causal, past):
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        if past is not None:  # key-value cache: what earlier tokens put there, then this call's
+            k, v = past[:] = [torch.cat(pair, dim=2) for pair in zip(past, (k, v))] if past else [k, v]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # (B, H, T, D/H)
+        return self.proj(y.transpose(1, 2).reshape(B, T, D))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block (RMSNorm without gain, GELU, 4x hidden)."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x, mask, causal, past):
+        D = x.shape[-1:]
+        x = x + self.attn(F.rms_norm(x, D), mask, causal, past)
+        return x + self.down(F.gelu(self.up(F.rms_norm(x, D))))
+
+
+class Transformer(nn.Module):
+    """vocab_size V input symbols, of which the first `answer_symbols` K can be predicted.
+
+    The head has one row for each symbol that an answer may hold. This is the ONE place where illegal
+    tokens (MASK, BLANK, BOS, punctuation) leave the softmax: they have no logit at all.
+    """
+
+    def __init__(self, vocab_size, answer_symbols, num_positions, width, depth, heads):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.token = nn.Embedding(vocab_size, width)
+        self.position = nn.Embedding(num_positions, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.head = nn.Linear(width, answer_symbols, bias=False)
+
+    def init_weights(self, generator, embedding_std):
+        """Draw every weight from `generator`. With embeddings of std 0.02 a model of this size learns
+        nothing for minutes; with 0.5 the same star graph is solved in one (LOG.md)."""
+        for name, p in self.named_parameters():
+            if name.startswith(("token", "position")):
+                nn.init.normal_(p, std=embedding_std, generator=generator)
+            elif name.endswith(("proj.weight", "down.weight")) or name.startswith("head"):
+                nn.init.zeros_(p)  # every block starts as the identity, every prediction as uniform
+            else:
+                nn.init.normal_(p, std=p.shape[1] ** -0.5, generator=generator)
+
+    def forward(self, tokens, positions, rank=None, causal=False, cache=None):
+        """Predict the symbol of every pair.
+
+        tokens (B, T) int64; positions (B, T) or (T,) int64 in 0..S-1; rank (B, T) or (T,) or None.
+        rank=None means everything sees everything, causal=True means ranks 1, 2, 3, ...: both are
+        the general rule, said by the caller because looking into the tensor would stall a GPU.
+        cache: from new_cache(), with causal=True only; extended in place. The first call may bring
+        several tokens, each later call brings one.
+        Returns logits (B, T, K).
+        """
+        mask = None if rank is None else visible(rank)  # (B, T, T) or (T, T)
+        if mask is not None and mask.dim() == 3:
+            mask = mask.unsqueeze(1)  # (B, 1, T, T): the same for every head
+        causal = causal and tokens.shape[1] > 1  # a single new token may see the whole cache
+        x = self.token(tokens) + self.position(positions)  # (B, T, D)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, causal, None if cache is None else cache[i])
+        return self.head(F.rms_norm(x, x.shape[-1:]))  # (B, T, K)
+
+    def new_cache(self):
+        """An empty key-value cache: one list per block, [] or [keys, values], each (B, H, T so far, D/H)."""
+        return [[] for _ in self.blocks]
+
+    def num_params(self):
+        return sum(p.numel() for p in self.parameters())

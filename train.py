@@ -1,0 +1,334 @@
+"""Training: config, presets, optimiser, loop, evaluation, checkpoint, resume.
+
+    B batch   S positions in the task   W window
+
+    python train.py --preset sudoku4 --objective scdm --out out/s4      # train
+    python train.py --out out/s4 --resume                               # go on after Ctrl-C, kill or power cut
+
+OUT holds two files: ckpt.pt (model, optimizer, step, rng, config, versions; written as ckpt.pt.tmp and
+renamed, so that a crash at any moment leaves a whole one) and log.csv.
+"""
+import argparse
+import csv
+import inspect
+import os
+import platform
+import re
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import data
+import diffusion
+import mtp
+from data import BadInput, make_task
+from sample import OBJECTIVES, Parser, build_model, choose_device, evaluate, load_checkpoint, make_dials, number, run
+
+CACHE = str(Path(__file__).parent / "data" / "cache")
+
+
+@dataclass
+class Config:  # the comments are the --help
+    # the task
+    task: str = "sudoku-gen"  # sudoku-gen | sudoku | star | planning
+    board_size: int = 4  # sudoku-gen: side of the board, 4, 6 or 9 (sudoku: 9)
+    arms: int = 2  # star: number of arms d
+    path_len: int = 4  # star: nodes on each arm l, counted with the start
+    labels: int = 50  # star, planning: how many node names there are
+    train_size: int = 0  # base boards or puzzles (augmented by symmetry), or graphs; 0 means fresh graphs every batch
+    data_dir: str = CACHE  # where generated data sets are cached
+    # the objective
+    objective: str = "mdm"  # mdm | sidm | scdm | ar | mtp
+    window: str = "all"  # mtp: window W, a number or all, or random (a new W every step, one model for every window)
+    # the model
+    width: int = 128  # embedding width
+    depth: int = 4  # transformer blocks
+    heads: int = 4  # attention heads
+    embedding_std: float = 0.5  # initial standard deviation of the embeddings; with 0.02 little is learned in a minute
+    # the recipe
+    optimizer: str = "adamw"  # adamw, or muon (for the matrices of the blocks; the rest stays with AdamW)
+    learning_rate: float = 1e-3  # peak learning rate of AdamW
+    muon_learning_rate: float = 2e-3  # peak learning rate of Muon (RMS-matched to AdamW)
+    weight_decay: float = 0.0  # decoupled weight decay, matrices of the blocks only
+    beta2: float = 0.95  # AdamW's second-moment decay
+    batch_size: int = 256  # sequences per step
+    max_steps: int = 1000  # optimiser steps
+    max_seconds: float = 0.0  # stop after this much training time, evaluation apart (0: no limit); the decay follows it
+    warmup_steps: int = 50  # linear warm-up
+    decay_fraction: float = 0.4  # linear decay to 0 over this last part of the run
+    grad_clip: float = 1.0  # largest gradient norm
+    compile: bool = False  # torch.compile the training forward (CUDA presets)
+    # bookkeeping
+    seed: int = 0  # of weights, data and masks; evaluation has streams of its own
+    device: str = "auto"  # auto | cpu | cuda | mps
+    out: str = "out/run"  # folder for ckpt.pt and log.csv
+    log_every_steps: int = 50  # one row of log.csv
+    eval_every_steps: int = 500  # decode eval_samples and log solved (also at the end); 0 means only at the end
+    eval_samples: int = 256  # samples per evaluation
+    checkpoint_every_steps: int = 500  # also at the end and at Ctrl-C
+
+
+PRESETS = {  # a preset overrides the defaults above; flags override the preset
+    "sudoku4": dict(task="sudoku-gen", board_size=4, train_size=288, width=64, depth=3, batch_size=256, max_steps=2000,
+                    learning_rate=3e-3),
+    "sudoku6": dict(task="sudoku-gen", board_size=6, train_size=20000, width=384, depth=6, heads=6, batch_size=1024,
+                    optimizer="muon", learning_rate=2e-3, max_steps=4000, compile=True, eval_every_steps=1000, eval_samples=1000),
+    "sudoku9-gen": dict(task="sudoku-gen", board_size=9, train_size=20000, width=512, depth=6, heads=8, batch_size=512,
+                        optimizer="muon", max_steps=20000, compile=True, eval_every_steps=2000, eval_samples=1000),
+    "sudoku9": dict(task="sudoku", board_size=9, train_size=200000, width=512, depth=6, heads=8, batch_size=512,
+                    optimizer="muon", max_steps=6000, compile=True, eval_every_steps=1000, eval_samples=1000),
+    "sudoku9-cpu": dict(task="sudoku", board_size=9, train_size=20000, width=128, depth=4, heads=4, batch_size=32,
+                        optimizer="muon", max_steps=1500, eval_samples=100, eval_every_steps=500),
+    "star": dict(task="star", arms=5, path_len=5, labels=50, width=256, depth=6, heads=8, batch_size=1024, optimizer="muon",
+                 max_steps=10000, compile=True, eval_every_steps=1000, eval_samples=1000),
+    "planning": dict(task="planning", labels=11, train_size=50000, width=256, depth=6, heads=8, batch_size=1024, optimizer="muon",
+                     max_steps=5000, compile=True, eval_every_steps=1000, eval_samples=1000),
+}
+# What may change when a run is resumed; anything else would be another run.
+MAY_CHANGE = {"max_steps", "max_seconds", "device", "compile", "data_dir", "out", "log_every_steps", "eval_every_steps",
+              "eval_samples", "checkpoint_every_steps"}
+CHOICES = {"task": data.TASKS, "objective": OBJECTIVES, "optimizer": ("adamw", "muon"), "device": ("auto", "cpu", "cuda", "mps")}
+
+
+def window(text):
+    if text not in ("all", "random") and (not text.isdecimal() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1, all or random")
+    return text
+
+
+def parse_config(argv):
+    """Command line -> Config, resume flag, names that were asked for. Defaults < preset < flags."""
+    p = Parser(description=__doc__.split("\n")[0])
+    p.add_argument("--preset", choices=sorted(PRESETS), help="a set of fields; flags still override it")
+    p.add_argument("--resume", action="store_true", help="go on from OUT/ckpt.pt with its config; an empty OUT starts fresh")
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
+    zero_is_fine = {"train_size", "max_seconds", "seed", "weight_decay", "warmup_steps", "decay_fraction", "eval_every_steps", "beta2"}
+    for f in fields(Config):
+        how = {"help": comments[f.name].replace("%", "%%"), "default": argparse.SUPPRESS}
+        if f.type is bool:
+            how["action"] = argparse.BooleanOptionalAction
+        elif f.name in CHOICES:
+            how["choices"] = CHOICES[f.name]
+        else:
+            low = 0 if f.name in zero_is_fine else 1 if f.type is int else 1e-9
+            how["type"] = window if f.name == "window" else str if f.type is str else number(low, kind=f.type)
+        how["help"] += f" (default: {f.default})"
+        p.add_argument("--" + f.name.replace("_", "-"), **how)
+    flags = vars(p.parse_args(argv))
+    preset, resume = flags.pop("preset"), flags.pop("resume")
+    asked = {**PRESETS.get(preset, {}), **flags}
+    config = Config(**asked)
+    if resume and (Path(config.out) / "ckpt.pt").exists():
+        saved = load_checkpoint(Path(config.out) / "ckpt.pt")["config"]
+        if saved.keys() != asdict(config).keys():
+            raise BadInput(f"{config.out}/ckpt.pt was written by another version of the program; start a new --out")
+        for name, value in asked.items():
+            if name not in MAY_CHANGE and value != saved[name]:
+                raise BadInput(f"--{name.replace('_', '-')} {value} differs from {saved[name]!r} in {config.out}/ckpt.pt; start a new --out, or drop the flag")
+        config = Config(**{**saved, **{k: v for k, v in asked.items() if k in MAY_CHANGE}})
+    return config, resume
+
+
+# ---------------------------------------------------------------------------------------------------------
+# EDIT HERE: the objective and the optimiser
+
+
+def training_loss(model, tokens, task, config, generator):
+    """The loss of config.objective on clean tokens (B, S), in nats per scored token."""
+    if config.objective == "ar":
+        return mtp.ar_loss(model, tokens, task)
+    if config.objective == "mtp":
+        return mtp.mtp_loss(model, tokens, task, config.window, generator)
+    return diffusion.loss(model, tokens, task, config.objective, generator)
+
+
+def make_optimizers(model, config, device):
+    """AdamW for everything, or Muon for the matrices of the blocks (arXiv 2502.16982) and AdamW for the rest."""
+    matrices, rest = list(model.blocks.parameters()), [p for n, p in model.named_parameters() if not n.startswith("blocks")]
+    adamw = dict(lr=config.learning_rate, betas=(0.9, config.beta2), fused=device.type == "cuda")
+    if config.optimizer == "muon":
+        return [torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+                torch.optim.AdamW(rest, weight_decay=0.0, **adamw)]
+    return [torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}], **adamw)]
+
+
+def lr_scale(step, seconds, config):
+    """Linear warm-up, constant, linear decay to 0; progress counts steps or seconds, whichever is further."""
+    progress = max(step / config.max_steps, seconds / config.max_seconds if config.max_seconds else 0.0)
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    return warmup * (min(1.0, (1 - progress) / config.decay_fraction) if config.decay_fraction else 1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Plumbing
+
+
+def save_checkpoint(checkpoint, file):
+    """Write beside, flush to the disk, rename: whatever happens, `file` is the old one or the new one. Raises BadInput."""
+    temporary = Path(f"{file}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, file)
+    except (OSError, RuntimeError) as e:  # torch turns a full disk into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        kept = f"the checkpoint before it is intact; resume from there" if Path(file).exists() else "there is no earlier one"
+        raise BadInput(f"cannot write checkpoint {file}: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}; {kept}") from None
+
+
+def open_out(config, resume, step):
+    """Make OUT, refuse to overwrite a run, and open log.csv behind the row of `step` -> file."""
+    out = Path(config.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / "ckpt.pt").exists() and not resume:
+            raise BadInput(f"{out} already holds a checkpoint; give --resume to go on, or another --out")
+        kept = []
+        if step and (out / "log.csv").exists():  # rows after the checkpoint were computed by a run that then died
+            rows = (out / "log.csv").read_text(encoding="utf-8").splitlines(keepends=True)[1:]
+            kept = [r for r in rows if r.endswith("\n") and int(r.split(",")[0]) <= step]
+        log = open(out / "log.csv", "w", newline="", encoding="utf-8")
+        log.write("step,seconds,loss_nats,lr_scale,solved,num\n" + "".join(kept))
+        log.flush()
+        return log
+    except OSError as e:
+        raise BadInput(f"--out {out} is not writable ({e.strerror}); give another folder") from None
+
+
+def train(config, resume=False):
+    """Train config's model; OUT/ckpt.pt and OUT/log.csv are the result. Returns the last evaluation's metrics.
+
+    Raises BadInput for a bad config, a full disk or a loss that is not finite; KeyboardInterrupt after
+    Ctrl-C, with the state saved.
+    """
+    # 1. device, task, model, optimisers: everything random comes from config.seed
+    device, autocast, reason = choose_device(config.device)
+    task = make_task(config)
+    file = Path(config.out) / "ckpt.pt"
+    if config.width % config.heads:
+        raise BadInput(f"--width {config.width} is not a multiple of --heads {config.heads}")
+    model = build_model(config, task)
+    model.init_weights(torch.Generator().manual_seed(config.seed), config.embedding_std)
+    model.to(device)
+    optimizers = make_optimizers(model, config, device)
+    peaks = [[g["lr"] for g in o.param_groups] for o in optimizers]
+    generator = torch.Generator(device).manual_seed(config.seed)
+    step, seconds = 0, 0.0
+    if resume and file.exists():
+        saved = load_checkpoint(file)
+        model.load_state_dict(saved["model"])
+        for optimizer, state in zip(optimizers, saved["optimizer"]):
+            optimizer.load_state_dict(state)
+        step, seconds = saved["step"], saved["seconds"]
+        if saved["versions"]["device"] == device.type:
+            generator.set_state(saved["rng"])
+        else:  # random streams differ between devices
+            generator.manual_seed(config.seed + step)
+            print(f"the checkpoint comes from device {saved['versions']['device']}: masks and data go on with a new random stream", file=sys.stderr)
+    log = open_out(config, resume, step)
+    print(f"{task.name} {config.objective}, {model.num_params():,} parameters, {reason}", file=sys.stderr)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    prompts, references = task.test_set(config.eval_samples)
+    dials = make_dials(config.objective, task, config.window)
+    forward = model
+    if config.compile:
+        forward = torch.compile(model)
+        with autocast:  # compile before the clock starts, on a batch of its own
+            training_loss(forward, task.train_batch(config.batch_size, torch.Generator(device).manual_seed(0), device), task, config,
+                          torch.Generator(device).manual_seed(0)).backward()
+        model.zero_grad(set_to_none=True)
+
+    # 2. Ctrl-C asks the loop to stop after the step in hand; a second one stops at once
+    asked_to_stop = []
+
+    def on_interrupt(signum, frame):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        asked_to_stop.append(signum)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    bar = tqdm(total=config.max_steps, initial=step, desc=f"{task.name} {config.objective}", unit="step", smoothing=0.05)
+    losses, metrics, clock = [], None, time.perf_counter()
+
+    def snapshot():
+        return {"model": model.state_dict(), "optimizer": [o.state_dict() for o in optimizers], "step": step, "seconds": seconds,
+                "rng": generator.get_state(), "config": asdict(config),
+                "versions": {"torch": str(torch.__version__), "python": platform.python_version(), "device": device.type}}
+
+    try:
+        # 3. the loop
+        while step < config.max_steps and not (config.max_seconds and seconds >= config.max_seconds) and not asked_to_stop:
+            scale = lr_scale(step, seconds, config)
+            for optimizer, lrs in zip(optimizers, peaks):
+                for group, lr in zip(optimizer.param_groups, lrs):
+                    group["lr"] = lr * scale
+            model.train()
+            tokens = task.train_batch(config.batch_size, generator, device)  # (B, S)
+            with autocast:
+                loss = training_loss(forward, tokens, task, config, generator)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.detach())  # stays on the device: reading it here would stall the GPU at every step
+            step += 1
+            bar.update()
+
+            # 4. now and then: look at the losses, evaluate, save
+            ended = step >= config.max_steps or bool(asked_to_stop)
+            evaluate_now = step == config.max_steps or config.eval_every_steps and step % config.eval_every_steps == 0
+            save_now = ended or step % config.checkpoint_every_steps == 0
+            if ended or evaluate_now or save_now or step % config.log_every_steps == 0:
+                values = torch.stack(losses).tolist()  # waits for the device
+                now = time.perf_counter()
+                seconds, clock = seconds + now - clock, now
+                for i, value in enumerate(values):
+                    if value != value or abs(value) == float("inf"):
+                        bad = step - len(values) + i + 1
+                        kept = f"{file} holds the last good checkpoint" if file.exists() else "no checkpoint was saved before it"
+                        raise BadInput(f"the loss became {value} at step {bad}; {kept}; try a lower --learning-rate")
+                losses.clear()
+                timed_out = bool(config.max_seconds) and seconds >= config.max_seconds
+                if evaluate_now or timed_out:
+                    metrics, _ = evaluate(model, task, config.objective, dials, prompts, references, 0, device, autocast, label="evaluating")
+                mean = sum(values) / len(values)
+                solved = (metrics["solved"], metrics["num"]) if evaluate_now or timed_out else ("", "")
+                csv.writer(log, lineterminator="\n").writerow([step, f"{seconds:.2f}", f"{mean:.5f}", f"{scale:.4f}", *solved])
+                log.flush()
+                bar.set_postfix_str(f"loss {mean:.3f}" + (f", solved {metrics['solved']}/{metrics['num']}" if metrics else ""))
+                if save_now or timed_out:
+                    save_checkpoint(snapshot(), file)
+                clock = time.perf_counter()
+    except OSError as e:
+        raise BadInput(f"cannot write to {config.out}: {e.strerror}; {'the last checkpoint is intact' if file.exists() else 'nothing was saved'}") from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+        bar.close()
+        log.close()
+    if asked_to_stop:
+        print(f"saved step {step} in {file}; go on with --resume", file=sys.stderr)
+        raise KeyboardInterrupt
+    return metrics
+
+
+def main(argv=None):
+    config, resume = parse_config(argv)
+    metrics = train(config, resume)
+    if metrics is None:
+        print(f"{config.out} is already at step {config.max_steps} or its time limit; nothing to do")
+        return
+    low, high = metrics["interval"]
+    print(f"{config.task} {config.objective}: solved {metrics['solved']}/{metrics['num']} = {100 * metrics['solved_rate']:.1f} % "
+          f"(95 % interval {100 * low:.1f}-{100 * high:.1f}); {config.out}/ckpt.pt")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
