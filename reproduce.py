@@ -1,0 +1,306 @@
+"""Reproduce the findings: train what a finding needs, evaluate the grid, write results/, make the table and the figure.
+
+    n latents   W window   k of n solved, with the 95 % Wilson interval
+
+    python reproduce.py --preset demo        # two CPU cores, minutes
+    python reproduce.py --table              # from results/ alone; --figures likewise
+
+Each training and seed is one file results/<preset>/<name>-seed<k>.json: command, config, machine, one row per
+dial; its log.csv lies beside it. Nothing in the README is typed by hand: a test compares it with these files.
+"""
+import csv
+import json
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from data import BadInput
+from sample import ALL, Parser, choose_device, evaluate, load_model, make_dials, number, run, wilson
+from train import PRESETS, Config, train
+
+HERE = Path(__file__).parent
+
+
+# ---------------------------------------------------------------------------------------------------------
+# EDIT HERE: what each preset trains and evaluates
+
+
+@dataclass
+class Run:
+    """One training (or one shipped checkpoint) and the dials it is evaluated at."""
+    name: str
+    config: dict  # Config fields
+    grid: tuple = ({},)  # arguments of make_dials
+    shipped: str = ""  # a checkpoint of this repository to load instead of training
+    ship: bool = False  # keep the trained weights, in bf16, beside the results
+
+
+def latents(*counts):
+    return tuple({"latents": n} for n in counts)
+
+
+def windows(*counts):
+    return tuple({"window": w} for w in counts)
+
+
+STAR4 = dict(task="star", arms=2, path_len=4, labels=7, width=64, depth=3, heads=4, batch_size=128, optimizer="muon",
+             learning_rate=3e-3, muon_learning_rate=4e-3, max_steps=2000, eval_samples=256)
+DIAL = dict(PRESETS["sudoku6"], objective="scdm", width=128, depth=6, heads=4, max_seconds=150.0)
+DIAL_FILE = "results/demo-dial/scdm-seed0.pt"
+S6 = PRESETS["sudoku6"]
+
+FINDINGS = {
+    # Two CPU cores: star graphs trained live, and a shipped 6x6 model dialled.
+    "demo": (
+        Run("ar", dict(STAR4, objective="ar")),
+        Run("mtp-1", dict(STAR4, objective="mtp", window="1")),
+        Run("mtp-all", dict(STAR4, objective="mtp", window="all")),
+        Run("scdm", {}, latents(0, 4, 16, ALL), shipped=DIAL_FILE),
+    ),
+    # One GPU: the checkpoint that the demo ships.
+    "demo-dial": (Run("scdm", DIAL, latents(0, 1, 2, 4, 8, 16, 32, ALL), ship=True),),
+    # One GPU, minutes: all five objectives on 6x6 boards.
+    "sudoku6": (
+        Run("ar", dict(S6, objective="ar")),
+        Run("mtp-1", dict(S6, objective="mtp", window="1")),
+        Run("mtp-all", dict(S6, objective="mtp", window="all")),
+        Run("sidm", dict(S6, objective="sidm")),
+        Run("scdm", dict(S6, objective="scdm"), latents(0, 1, 2, 4, 8, 16, 32, ALL)),
+        Run("mdm", dict(S6, objective="mdm")),
+    ),
+}
+NUM = {"demo": 1024}  # samples per row; 1,000 elsewhere
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Train and evaluate
+
+
+def do_run(preset, r, seed, args, command):
+    """Train or load one Run, evaluate its grid, write its json and log -> the json's dict."""
+    device, autocast, _ = choose_device(args.device)
+    out = Path(args.out) / preset / f"{r.name}-seed{seed}"
+    if r.shipped:
+        file, source, training = HERE / r.shipped, f"loaded from {r.shipped}", None
+    else:
+        changes = {k: v for k, v in (("max_steps", args.max_steps), ("max_seconds", args.max_seconds)) if v}
+        config = Config(**{**r.config, "seed": seed, "device": args.device, "out": str(out), **changes})
+        file = out / "ckpt.pt"
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        fresh, start = not file.exists(), time.perf_counter()
+        train(config, resume=True)
+        source = "trained live" if fresh else f"trained earlier, in {out}"
+        with open(out / "log.csv", encoding="utf-8") as f:
+            last = list(csv.DictReader(f))[-1]
+        training = {"steps": int(last["step"]), "seconds": float(last["seconds"]), "loss_nats": float(last["loss_nats"]),
+                    "wall_seconds": round(time.perf_counter() - start, 1),
+                    "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if device.type == "cuda" else None}
+    model, task, config = load_model(file, device)
+    prompts, references = task.test_set(args.num or NUM.get(preset, 1000))
+    rows = []
+    for asked in r.grid:
+        dials = make_dials(config.objective, task, config.window, **asked)
+        label = f"{r.name} {' '.join(f'{k} {show_count(v, task)}' for k, v in asked.items())}"
+        metrics, _ = evaluate(model, task, config.objective, dials, prompts, references, seed, device, autocast, label=label)
+        count = None if config.objective == "ar" else show_count(dials.latents, task)
+        rows.append({"objective": config.objective, "trained_window": config.window if config.objective == "mtp" else None,
+                     "latents": 0 if count is None else count, "order": dials.order, "temperature": dials.temperature, **metrics})
+        print(f"  {source}: {label} solved {metrics['solved']}/{metrics['num']} in {metrics['seconds']:.1f} s", flush=True)
+    name = device.type if device.type != "cuda" else torch.cuda.get_device_name()
+    result = {"preset": preset, "name": r.name, "seed": seed, "source": source, "command": command, "params": model.num_params(),
+              "training": training, "machine": {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+                                                "python": platform.python_version()},
+              "date": time.strftime("%Y-%m-%d"), "rows": rows, "config": {k: v for k, v in vars(config).items() if k not in ("out", "data_dir")}}
+    folder = Path(args.results) / preset
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{r.name}-seed{seed}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if not r.shipped:
+        shutil.copyfile(out / "log.csv", folder / f"{r.name}-seed{seed}.csv")
+    if r.ship:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint["model"] = {k: v.bfloat16() for k, v in checkpoint["model"].items()}
+        checkpoint["config"] = {**checkpoint["config"], "out": "", "data_dir": ""}
+        torch.save({k: checkpoint[k] for k in ("model", "step", "config", "versions")}, folder / f"{r.name}-seed{seed}.pt")
+    return result
+
+
+def show_count(n, task):
+    return "all" if n >= task.A - 1 else n
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The table and the figure, from results/ alone
+
+
+def load_results(folder):
+    """results/ -> {preset: [json dict, ...]}, in the order of FINDINGS."""
+    found = {}
+    for preset, runs in FINDINGS.items():
+        order = {r.name: i for i, r in enumerate(runs)}
+        files = sorted((Path(folder) / preset).glob("*-seed*.json"))
+        loaded = [json.loads(f.read_text(encoding="utf-8")) for f in files]
+        loaded = [d for d in loaded if d["name"] in order]
+        if loaded:
+            found[preset] = sorted(loaded, key=lambda d: (order[d["name"]], d["seed"]))
+    if not found:
+        raise BadInput(f"no results in {folder}; make some with: python reproduce.py --preset demo")
+    return found
+
+
+def pooled(results):
+    """The runs of one preset -> one dict per (name, dial), seeds added up."""
+    rows = {}
+    for d in results:
+        for i, row in enumerate(d["rows"]):
+            rows.setdefault((d["name"], i), []).append((d, row))
+    out = []
+    for (name, _), pairs in rows.items():
+        k, n = sum(r["solved"] for _, r in pairs), sum(r["num"] for _, r in pairs)
+        first = pairs[0][1]
+        rates = [r["solved_rate"] for _, r in pairs]
+        out.append({"name": name, "objective": first["objective"], "window": first["trained_window"], "latents": first["latents"],
+                    "task": describe(pairs[0][0]["config"]), "solved": k, "num": n, "rate": k / n, "interval": wilson(k, n), "seeds": len(pairs),
+                    "lowest": min(rates), "highest": max(rates), "nfe": first["nfe"], "tokens": first["tokens"],
+                    "seconds": sum(r["seconds"] for _, r in pairs) / len(pairs), "source": pairs[0][0]["source"].split(" in ")[0].split(",")[0].split(" from ")[0],
+                    "train_seconds": [d["training"] and d["training"]["seconds"] for d, _ in pairs]})
+    return out
+
+
+def describe(config):
+    if config["task"].startswith("sudoku"):
+        return f"{config['task']} {config['board_size']}x{config['board_size']}"
+    if config["task"] == "star":
+        return f"star G({config['arms']},{config['path_len']})"
+    return config["task"]
+
+
+def table(found):
+    """Markdown, one table per preset."""
+    text = []
+    for preset, results in found.items():
+        m, seeds = results[0]["machine"], {d["seed"] for d in results}
+        text += [f"**{preset}**: `{results[0]['command']}` ({m['device']}, {m['threads']} threads, torch {m['torch']}, {len(seeds)} seed{'s' * (len(seeds) > 1)})", ""]
+        text += ["| task | objective | latents | solved % | counts | 95 % interval | seeds | NFE | tokens | seconds | weights |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+        for r in pooled(results):
+            low, high = r["interval"]
+            objective = r["objective"] + (f" (trained at W = {r['window']})" if r["window"] else "")
+            trained = [s for s in r["train_seconds"] if s]
+            weights = f"{r['source']}, {sum(trained) / len(trained):.0f} s" if trained else r["source"]
+            text.append(f"| {r['task']} | {objective} | {r['latents']} | {100 * r['rate']:.1f} | {r['solved']}/{r['num']} | {100 * low:.1f}-{100 * high:.1f} | "
+                        f"{r['seeds']} | {r['nfe']} | {r['tokens']} | {r['seconds']:.2f} | {weights} |")
+        text.append("")
+    return "\n".join(text).rstrip()
+
+
+def figures(found, folder):
+    """Accuracy against latents and against seconds, both families: one row of panels per preset -> list of files."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise BadInput("--figures needs matplotlib; install it with: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    files = []
+    for preset, results in found.items():
+        rows = pooled(results)
+        if not any(r["latents"] not in (0, "all") for r in rows):
+            continue  # nothing was dialled: no curve to draw
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+        most = max([r["latents"] for r in rows if r["latents"] != "all"])
+        colors = {"mdm": "#1b6ca8", "sidm": "#c0392b", "scdm": "#2a9d5c", "mtp": "#8e44ad", "ar": "#7f8c8d"}
+        groups = {}
+        for r in rows:
+            groups.setdefault((r["task"], "ar, mtp" if r["objective"] in ("ar", "mtp") else r["objective"]), []).append(r)
+        for (task, family), members in groups.items():
+            for r in members:
+                r["x"] = 2.2 * most if r["latents"] == "all" else r["latents"]
+            color = colors[members[-1]["objective"]]
+            label = f"{family}, {task}"
+            y = [100 * r["rate"] for r in members]
+            error = [[100 * (r["rate"] - r["interval"][0]) for r in members], [100 * (r["interval"][1] - r["rate"]) for r in members]]
+            style = "-o" if family == "scdm" else "o"
+            for axis, x in ((left, [r["x"] for r in members]), (right, [r["seconds"] / r["num"] * 1000 * r["seeds"] for r in members])):
+                axis.errorbar(x, y, yerr=error, fmt=style, color=color, label=label, capsize=3)
+                if family == "ar, mtp":
+                    for r, a, b in zip(members, x, y):
+                        axis.annotate("ar" if r["objective"] == "ar" else f"mtp W={r['window']}", (a, b), textcoords="offset points", xytext=(7, -3), fontsize=8, color=color)
+        left.set_xscale("symlog", linthresh=1)
+        ticks = sorted({r["x"] for r in rows})
+        left.set_xticks(ticks, ["all" if t > most else str(t) for t in ticks])
+        left.minorticks_off()
+        left.set_xlabel("latent tokens in each forward pass")
+        left.set_ylabel("solved, %")
+        left.set_ylim(0, 103)
+        right.set_xlabel("milliseconds per sample (measured)")
+        right.set_xscale("log")
+        left.legend(fontsize=8, loc="best")
+        figure.suptitle(f"{preset}: accuracy against latents, and against time (95 % intervals)", fontsize=11)
+        figure.tight_layout()
+        files.append(Path(folder) / f"{preset}.png")
+        figure.savefig(files[-1], dpi=130)
+        plt.close(figure)
+    return files
+
+
+def update_readme(text, readme):
+    """Put the table between the markers of the README."""
+    begin, end = "<!-- table: python reproduce.py --table -->", "<!-- end of table -->"
+    before, _, rest = readme.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def main(argv=None):
+    p = Parser(description=__doc__.split("\n")[0])
+    p.add_argument("--preset", choices=sorted(FINDINGS), help="what to train and evaluate")
+    p.add_argument("--seeds", type=number(1), default=1, help="seeds 0..K-1, each trained and evaluated")
+    p.add_argument("--first-seed", type=number(0), default=0, help="start at this seed instead")
+    p.add_argument("--table", action="store_true", help="print the table from the results folder; no training")
+    p.add_argument("--figures", action="store_true", help="draw the figures from the results folder; no training")
+    p.add_argument("--readme", action="store_true", help="with --table: also write it into README.md")
+    p.add_argument("--results", default=str(HERE / "results"), help="results folder")
+    p.add_argument("--out", default="out", help="folder for checkpoints")
+    p.add_argument("--num", type=number(1), help="samples per row; default 1,024 for demo, else 1,000")
+    p.add_argument("--max-steps", type=number(1), help="train shorter than the preset (said in the json)")
+    p.add_argument("--max-seconds", type=number(1, kind=float), help="train no longer than this, each (said in the json)")
+    p.add_argument("--only", help="only the runs with these names, comma-separated")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run")
+    args = p.parse_args(argv)
+    if args.table:
+        text = table(load_results(args.results))
+        print(text)
+        if args.readme:
+            readme = HERE / "README.md"
+            readme.write_text(update_readme(text, readme.read_text(encoding="utf-8")), encoding="utf-8")
+    if args.figures:
+        for file in figures(load_results(args.results), args.results):
+            print(f"drew {file}")
+    if args.table or args.figures:
+        return
+    if not args.preset:
+        raise BadInput(f"nothing to do; give --preset ({', '.join(sorted(FINDINGS))}), --table or --figures")
+    runs = FINDINGS[args.preset]
+    if args.only:
+        unknown = set(args.only.split(",")) - {r.name for r in runs}
+        if unknown:
+            raise BadInput(f"--only {', '.join(sorted(unknown))} is not in preset {args.preset}; legal: {', '.join(r.name for r in runs)}")
+        runs = [r for r in runs if r.name in args.only.split(",")]
+    print(f"preset {args.preset}, {choose_device(args.device)[2]}", flush=True)
+    for r in runs:
+        print(f"  {r.name}: {'loaded from ' + r.shipped if r.shipped else 'trained here'}", flush=True)
+    command = "python reproduce.py " + " ".join(argv if argv is not None else sys.argv[1:])
+    start, done = time.perf_counter(), []
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for r in runs:
+            done.append(do_run(args.preset, r, seed, args, command))
+    print(f"\n{table({args.preset: done})}\n\n{time.perf_counter() - start:.0f} s in all; written to {args.results}/{args.preset}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
