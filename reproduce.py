@@ -48,7 +48,7 @@ def windows(*counts):
     return tuple({"window": w} for w in counts)
 
 
-STAR4 = dict(task="star", arms=2, path_len=4, labels=7, width=64, depth=3, heads=4, batch_size=128, optimizer="muon",
+STAR4 = dict(task="star", arms=2, path_len=4, labels=7, width=64, depth=3, heads=4, batch_size=64, optimizer="muon",
              learning_rate=3e-3, muon_learning_rate=4e-3, max_steps=2000, eval_samples=256)
 DIAL = dict(PRESETS["sudoku6"], objective="scdm", width=128, depth=6, heads=4, max_seconds=150.0)
 DIAL_FILE = "results/demo-dial/scdm-seed0.pt"

@@ -40,7 +40,7 @@ class Config:  # the comments are the --help
     arms: int = 2  # star: number of arms d
     path_len: int = 4  # star: nodes on each arm l, counted with the start
     labels: int = 50  # star, planning: how many node names there are
-    train_size: int = 0  # base boards or puzzles (augmented by symmetry), or graphs; 0 means fresh graphs every batch
+    train_size: int = 0  # base boards or puzzles (augmented by symmetry), or graphs; 0: 20,000 of them, or fresh graphs every batch
     data_dir: str = CACHE  # where generated data sets are cached
     # the objective
     objective: str = "mdm"  # mdm | sidm | scdm | ar | mtp

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from data import BadInput, Task, cached
 
 BOX = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows, columns of a box
+TEST_SIZE = 1000  # puzzles of the fixed test set; training boards that match one up to symmetry are dropped
 CHUNK = 100  # boards or puzzles per random stream: puzzle i depends on the seed and i alone, not on the worker count
 
 
@@ -288,9 +289,7 @@ class Sudoku(Task):
         self.puzzles = config.task == "sudoku"
         if N not in BOX or (self.puzzles and N != 9):
             raise BadInput(f"board size {N} is not available for task {config.task}; legal: {'9' if self.puzzles else '4, 6, 9'}")
-        if config.train_size < 1:
-            raise BadInput(f"--train-size {config.train_size} must be at least 1 for task {config.task}")
-        self.seed, self.train_size, self.data_dir = config.seed, config.train_size, config.data_dir
+        self.seed, self.train_size, self.data_dir = config.seed, config.train_size or 20_000, config.data_dir
         digits = [str(d + 1) for d in range(N)]
         self.alphabet = f"1-{N} and . or 0 for an empty cell"
         super().__init__(config.task, P=81 if self.puzzles else 1, A=N * N, symbols=digits + ["."],
@@ -309,7 +308,9 @@ class Sudoku(Task):
         """Puzzles: the first `num` of one fixed stream. Generation: num BOS prompts and no reference."""
         if not self.puzzles:
             return torch.full((num, 1), self.BOS), None
-        data = self._data("test", -(-num // CHUNK) * CHUNK)
+        if num > TEST_SIZE:
+            raise BadInput(f"{num} test puzzles were asked for, and the fixed test set has {TEST_SIZE}; give a file with --puzzles")
+        data = self._data("test", TEST_SIZE)
         boards, givens = (torch.from_numpy(data[k][:num]) for k in ("boards", "givens"))
         return boards.long().masked_fill(~givens, self.BLANK), boards.long()
 
@@ -318,7 +319,7 @@ class Sudoku(Task):
         data = self._data(self.seed, self.train_size)
         keep = np.ones(len(data["boards"]), bool)
         if self.puzzles:
-            test = self._data("test", 1000)["boards"]
+            test = self._data("test", TEST_SIZE)["boards"]
             keep = ~np.isin(symmetry_hash(data["boards"]), symmetry_hash(test))
         self.pool = [torch.from_numpy(data[k][keep]).to(device) for k in ("boards", "givens")]
 

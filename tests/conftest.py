@@ -7,6 +7,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars only clutter a test 
 import pytest
 import torch
 
+torch.set_num_threads(1)  # tiny models: one thread is faster than two that wait for each other
+
 from data import make_task
 from data.sudoku import all_boards_4x4
 from model import Transformer

@@ -1,0 +1,217 @@
+"""Training: resume, kill, damage, configuration. Real processes only where the process is the point."""
+import ast
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+import sample
+import train
+from conftest import TINY
+from data import BadInput
+from sample import run
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--preset", "sudoku4", "--objective", "scdm", *TINY, "--max-steps", "20", "--checkpoint-every-steps", "5", "--eval-every-steps", "7"]
+
+
+def same_training_state(a, b):
+    """Model, optimiser, generator and step of two checkpoint files are equal bit for bit."""
+    a, b = (torch.load(f, weights_only=True) for f in (a, b))
+    assert a.keys() == b.keys() == {"model", "optimizer", "step", "seconds", "rng", "config", "versions"}
+
+    def equal(x, y):
+        if isinstance(x, torch.Tensor):
+            return torch.equal(x, y)
+        if isinstance(x, dict):
+            return x.keys() == y.keys() and all(equal(x[k], y[k]) for k in x)
+        if isinstance(x, list):
+            return len(x) == len(y) and all(map(equal, x, y))
+        return x == y
+    return all(equal(a[k], b[k]) for k in ("model", "optimizer", "step", "rng"))
+
+
+def losses(out):
+    with open(out / "log.csv", encoding="utf-8") as f:
+        return [(r["step"], r["loss_nats"], r["solved"]) for r in csv.DictReader(f)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data_dir):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train.main(SMALL + ["--data-dir", data_dir, "--out", str(out)])
+    return out
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_lowers_the_loss(tmp_path, data_dir, optimizer):
+    """60 small steps bring the 4x4 loss well under that of guessing (log 4 = 1.386)."""
+    train.main(SMALL + ["--optimizer", optimizer, "--width", "32", "--batch-size", "64", "--max-steps", "60", "--learning-rate", "0.01",
+                        "--muon-learning-rate", "0.05", "--log-every-steps", "10", "--data-dir", data_dir, "--out", str(tmp_path / "o")])
+    first, *_, last = [float(l) for _, l, _ in losses(tmp_path / "o")]
+    assert first < 1.5 and last < 1.1
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, data_dir, uninterrupted, monkeypatch):
+    """Ctrl-C in step 8 (no multiple of anything): saved, 130, resumed; every bit as if nothing had happened (nanoGPT#467)."""
+    out, real, calls = tmp_path / "run", train.training_loss, []
+
+    def interrupting(*args):
+        calls.append(1)
+        if len(calls) == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+    argv = SMALL + ["--data-dir", data_dir, "--out", str(out)]
+    monkeypatch.setattr(train, "training_loss", interrupting)
+    assert run(train.main, argv) == 130
+    assert torch.load(out / "ckpt.pt", weights_only=True)["step"] == 8
+    monkeypatch.setattr(train, "training_loss", real)
+    assert run(train.main, ["--out", str(out), "--resume"]) == 0  # nothing but --out is needed
+    assert same_training_state(out / "ckpt.pt", uninterrupted / "ckpt.pt")
+    assert {r for r in losses(out) if r[0] in ("10", "14", "20")}
+    assert [r for r in losses(out) if r[2]] == [r for r in losses(uninterrupted) if r[2]] or losses(out)[-1][2] == losses(uninterrupted)[-1][2]
+
+
+def test_kill_9_at_any_moment(tmp_path, data_dir, uninterrupted):
+    """kill -9 a real process three times, wherever it happens to be, resuming each time; the end is bit-identical."""
+    out = tmp_path / "run"
+    argv = [sys.executable, str(ROOT / "train.py"), *SMALL, "--data-dir", data_dir, "--out", str(out), "--resume", "--checkpoint-every-steps", "1"]
+    environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for wait in (0.02, 0.11):
+        process = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        size = (out / "log.csv").stat().st_size if (out / "log.csv").exists() else 0
+        while time.time() < deadline and process.poll() is None and not ((out / "log.csv").exists() and (out / "log.csv").stat().st_size not in (0, size)):
+            time.sleep(0.005)
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+    assert subprocess.run(argv, env=environment, capture_output=True).returncode == 0
+    assert same_training_state(out / "ckpt.pt", uninterrupted / "ckpt.pt")
+
+
+def test_log_rows_after_the_checkpoint_are_dropped(tmp_path, data_dir, uninterrupted):
+    """A run that died after logging step 14 and saving step 10 does not log 11-14 twice."""
+    out = tmp_path / "run"
+    argv = SMALL + ["--data-dir", data_dir, "--out", str(out)]
+    train.main(argv + ["--log-every-steps", "2"])
+    checkpoint = torch.load(out / "ckpt.pt", weights_only=True)
+    (out / "log.csv").write_text((out / "log.csv").read_text() + "24,1.0,0.5,1.0,,\n26,1.")
+    run(train.main, ["--out", str(out), "--resume", "--max-steps", "26", "--log-every-steps", "2"])
+    steps = [int(s) for s, _, _ in losses(out)]
+    assert steps == sorted(set(steps)) and steps[-1] == 26 and checkpoint["step"] == 20
+
+
+def test_existing_run_is_not_overwritten(uninterrupted, capsys):
+    before = (uninterrupted / "ckpt.pt").read_bytes(), (uninterrupted / "log.csv").read_bytes()
+    assert run(train.main, SMALL + ["--out", str(uninterrupted)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert run(train.main, ["--out", str(uninterrupted), "--resume", "--width", "64"]) == 2
+    assert "--width 64 differs from 16" in capsys.readouterr().err
+    assert run(train.main, ["--out", str(uninterrupted), "--resume"]) == 0  # already done: says so
+    assert "nothing to do" in capsys.readouterr().out
+    assert before[0] == (uninterrupted / "ckpt.pt").read_bytes()
+
+
+def test_nan_stops_with_the_step_and_keeps_the_checkpoint(tmp_path, data_dir, monkeypatch, capsys):
+    out, real, calls = tmp_path / "run", train.training_loss, []
+
+    def poisoned(*args):
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) == 13 else 1)
+    monkeypatch.setattr(train, "training_loss", poisoned)
+    assert run(train.main, SMALL + ["--data-dir", data_dir, "--out", str(out)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "loss became nan at step 13" in error and "learning-rate" in error
+    saved = torch.load(out / "ckpt.pt", weights_only=True)
+    assert saved["step"] == 10 and all(v.isfinite().all() for v in saved["model"].values())
+
+
+def test_full_disk_keeps_the_old_checkpoint(tmp_path, data_dir, capsys, uninterrupted):
+    """The write goes to /dev/full, which answers like a full disk."""
+    out = tmp_path / "run"
+    train.main(SMALL + ["--data-dir", data_dir, "--out", str(out)])
+    before = (out / "ckpt.pt").read_bytes()
+    (out / "ckpt.pt.tmp").symlink_to("/dev/full")
+    assert run(train.main, ["--out", str(out), "--resume", "--max-steps", "30"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left" in error and "intact" in error
+    assert (out / "ckpt.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--preset", "sudoku5"], "did you mean sudoku"), (["--task", "sudoku_gen"], "did you mean sudoku-gen"),
+    (["--objective", "mdn"], "did you mean mdm"), (["--batchsize", "3"], "did you mean --batch-size"), (["--order", "x"], "unknown argument --order"),
+    (["--window", "0"], "'0' is not an integer >= 1"), (["--width", "20", "--heads", "3"], "--width 20 is not a multiple"),
+    (["--max-steps", "many"], "'many'"), (["--learning-rate", "nan"], "'nan'"), (["--task", "sudoku", "--board-size", "6", "--train-size", "9"], "legal: 9"),
+    (["--train-size", "-1"], "--train-size: '-1'"), (["--task", "star", "--labels", "3"], "--labels 3 cannot name"), (["--optimizer", "adam"], "did you mean adamw"),
+    (["--out", "/dev/null/x", "--preset", "sudoku4"], "not writable"), (["stray"], "stray"), (["--task", "planning", "--labels", "5"], "--labels 5")])
+def test_mistakes_are_one_line_and_exit_2(argv, words, tmp_path, capsys, data_dir):
+    assert run(train.main, ["--out", str(tmp_path / "o"), "--data-dir", data_dir, "--device", "cpu", *argv]) == 2
+    error = capsys.readouterr().err
+    assert words in error.strip().splitlines()[-1] and "Traceback" not in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_without_a_gpu(tmp_path, capsys):
+    assert run(train.main, ["--preset", "sudoku4", "--device", "cuda", "--out", str(tmp_path / "o")]) == 2
+    assert "--device cuda was asked" in capsys.readouterr().err
+
+
+def test_every_config_field_is_read_and_explained():
+    """No flag that does nothing: each field occurs as config.<name> (or in the task's config) outside its definition; each has a --help comment."""
+    source = "".join((ROOT / f).read_text(encoding="utf-8") for f in ("train.py", "data/sudoku.py", "data/path.py", "data/__init__.py", "sample.py"))
+    for f in fields(train.Config):
+        assert re.search(rf"\bconfig\.{f.name}\b", source), f"{f.name} is never read"
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--help"])
+    assert stop.value.code == 0
+
+
+def test_help_shows_the_comments(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for f in fields(train.Config):
+        assert f"--{f.name.replace('_', '-')}" in text
+    assert "embedding width (default: 128)" in text
+
+
+def test_every_preset_is_a_legal_config(data_dir):
+    """Each preset parses, and its task and model can be built."""
+    for name in train.PRESETS:
+        config, _ = train.parse_config(["--preset", name, "--data-dir", data_dir])
+        task = train.make_task(config)
+        assert sample.build_model(config, task).num_params() > 1000
+
+
+def test_schedule():
+    config = train.Config(max_steps=100, warmup_steps=10, decay_fraction=0.4)
+    scale = [train.lr_scale(s, 0.0, config) for s in range(100)]
+    assert scale[0] == pytest.approx(0.1) and scale[9:60] == [1.0] * 51 and scale[80] == pytest.approx(0.5) and 0 < scale[99] < 0.03
+    timed = train.Config(max_steps=100, max_seconds=10.0, warmup_steps=0, decay_fraction=0.5)
+    assert train.lr_scale(1, 7.5, timed) == pytest.approx(0.5)
+
+
+def test_time_limit_stops_and_saves(tmp_path, data_dir):
+    out = tmp_path / "run"
+    metrics = train.train(train.parse_config(SMALL + ["--max-steps", "100000", "--max-seconds", "0.3", "--log-every-steps", "5", "--data-dir", data_dir, "--out", str(out)])[0])
+    assert metrics["num"] == 4 and 0 < torch.load(out / "ckpt.pt", weights_only=True)["step"] < 100000
+
+
+def test_the_core_stays_small():
+    """A reader has one sitting."""
+    core = sum(len((ROOT / f).read_text(encoding="utf-8").splitlines()) for f in ("model.py", "diffusion.py", "mtp.py", "sample.py", "train.py"))
+    assert core < 1100, core
+    for file in ROOT.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 115, f"{file.name} {node.name}"
