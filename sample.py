@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 
@@ -242,7 +243,9 @@ def choose_device(name):
 def load_checkpoint(file):
     """A checkpoint's plain dict, on the CPU. weights_only: a pickle that wants to run code is refused. Raises BadInput."""
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch also warns about foreign pickles; one line is enough
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadInput(f"checkpoint {file} does not exist; train one with: python train.py --out DIR") from None
     except Exception as e:  # torch raises many kinds here for truncated, foreign and hostile files
@@ -389,11 +392,11 @@ def show(task, prompts, answers, history, color, solved):
 def main(argv=None):
     args = parse_args(argv)
     device, autocast, reason = choose_device(args.device)
-    print(reason, file=sys.stderr)
     model, task, config = load_model(args.ckpt, device)
     dials = make_dials(config.objective, task, config.window, order=args.order, candidates=args.candidates, latents=args.latents,
                        tokens_per_step=args.tokens_per_step, temperature=args.temperature, window=args.window)
     prompts, references = load_prompts(args, task)
+    print(reason, file=sys.stderr)
     history = [] if len(prompts) == 1 and not args.json else None
     metrics, answers = evaluate(model, task, config.objective, dials, prompts, references, args.seed, device, autocast, history=history)
     say = {k: "all" if v >= task.A - 1 and k in ("candidates", "latents") else v for k, v in asdict(dials).items() if not isinstance(v, str)}

@@ -11,6 +11,7 @@ renamed, so that a crash at any moment leaves a whole one) and log.csv.
 import argparse
 import csv
 import inspect
+import math
 import os
 import platform
 import re
@@ -125,13 +126,18 @@ def parse_config(argv):
     config = Config(**asked)
     if resume and (Path(config.out) / "ckpt.pt").exists():
         saved = load_checkpoint(Path(config.out) / "ckpt.pt")["config"]
-        if saved.keys() != asdict(config).keys():
-            raise BadInput(f"{config.out}/ckpt.pt was written by another version of the program; start a new --out")
-        for name, value in asked.items():
-            if name not in MAY_CHANGE and value != saved[name]:
-                raise BadInput(f"--{name.replace('_', '-')} {value} differs from {saved[name]!r} in {config.out}/ckpt.pt; start a new --out, or drop the flag")
+        check_same_run(saved, asked, f"{config.out}/ckpt.pt")
         config = Config(**{**saved, **{k: v for k, v in asked.items() if k in MAY_CHANGE}})
     return config, resume
+
+
+def check_same_run(saved, asked, file):
+    """Raises BadInput where a config that is asked for would turn the saved run into another one."""
+    for name, value in asked.items():
+        if name not in saved:
+            raise BadInput(f"{file} was written by another version of the program; start a new --out")
+        if name not in MAY_CHANGE and value != saved[name]:
+            raise BadInput(f"--{name.replace('_', '-')} {value} differs from {saved[name]!r} in {file}; start a new --out, or drop the flag")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -202,18 +208,49 @@ def open_out(config, resume, step):
         raise BadInput(f"--out {out} is not writable ({e.strerror}); give another folder") from None
 
 
-def train(config, resume=False):
-    """Train config's model; OUT/ckpt.pt and OUT/log.csv are the result. Returns the last evaluation's metrics.
+def compiled(model, batch_loss):
+    """torch.compile of the training forward, compiled now on batch_loss(forward) so that the clock does not count it."""
+    forward = torch.compile(model)
+    try:
+        batch_loss(forward).backward()
+    except Exception as e:  # no compiler on this machine, mostly: the plain model is slower and just as right
+        print(f"torch.compile failed ({str(e).splitlines()[0]}); training without it (--no-compile silences this)", file=sys.stderr)
+        forward = model
+    model.zero_grad(set_to_none=True)
+    return forward
 
-    Raises BadInput for a bad config, a full disk or a loss that is not finite; KeyboardInterrupt after
-    Ctrl-C, with the state saved.
+
+def restore(saved, model, optimizers, generator, config, device):
+    """Put a checkpoint back into the model, the optimisers and the generator."""
+    model.load_state_dict(saved["model"])
+    for optimizer, state in zip(optimizers, saved["optimizer"]):
+        optimizer.load_state_dict(state)
+    if saved["versions"]["device"] == device.type:
+        generator.set_state(saved["rng"])
+    else:  # random streams differ between devices
+        generator.manual_seed(config.seed + saved["step"])
+        print(f"the checkpoint comes from device {saved['versions']['device']}: data and masks go on with a new random stream", file=sys.stderr)
+
+
+def check_finite(losses, step, file):
+    """losses: those of the steps up to `step`. Raises BadInput that names the first one that is not finite."""
+    for i, value in enumerate(losses):
+        if not math.isfinite(value):
+            kept = f"{file} holds the last good checkpoint" if file.exists() else "no checkpoint was saved before it"
+            raise BadInput(f"the loss became {value} at step {step - len(losses) + i + 1}; {kept}; try a lower --learning-rate")
+
+
+def train(config, resume=False):
+    """Train config's model; OUT/ckpt.pt and OUT/log.csv are the result.
+
+    Returns the last evaluation's metrics, or None if the run had already ended. Raises BadInput for a bad config, a full
+    disk or a loss that is not finite; KeyboardInterrupt after Ctrl-C, with the state saved.
     """
     # 1. device, task, model, optimisers: everything random comes from config.seed
     device, autocast, reason = choose_device(config.device)
-    task = make_task(config)
-    file = Path(config.out) / "ckpt.pt"
     if config.width % config.heads:
         raise BadInput(f"--width {config.width} is not a multiple of --heads {config.heads}")
+    task, file = make_task(config), Path(config.out) / "ckpt.pt"
     model = build_model(config, task)
     model.init_weights(torch.Generator().manual_seed(config.seed), config.embedding_std)
     model.to(device)
@@ -223,97 +260,84 @@ def train(config, resume=False):
     step, seconds = 0, 0.0
     if resume and file.exists():
         saved = load_checkpoint(file)
-        model.load_state_dict(saved["model"])
-        for optimizer, state in zip(optimizers, saved["optimizer"]):
-            optimizer.load_state_dict(state)
+        check_same_run(saved["config"], asdict(config), file)
+        restore(saved, model, optimizers, generator, config, device)
         step, seconds = saved["step"], saved["seconds"]
-        if saved["versions"]["device"] == device.type:
-            generator.set_state(saved["rng"])
-        else:  # random streams differ between devices
-            generator.manual_seed(config.seed + step)
-            print(f"the checkpoint comes from device {saved['versions']['device']}: masks and data go on with a new random stream", file=sys.stderr)
     log = open_out(config, resume, step)
     print(f"{task.name} {config.objective}, {model.num_params():,} parameters, {reason}", file=sys.stderr)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves fp32
     prompts, references = task.test_set(config.eval_samples)
     dials = make_dials(config.objective, task, config.window)
+
+    def batch_loss(forward, generator):
+        tokens = task.train_batch(config.batch_size, generator, device)  # (B, S)
+        with autocast:
+            return training_loss(forward, tokens, task, config, generator)
+
     forward = model
-    if config.compile:
-        forward = torch.compile(model)
-        with autocast:  # compile before the clock starts, on a batch of its own
-            training_loss(forward, task.train_batch(config.batch_size, torch.Generator(device).manual_seed(0), device), task, config,
-                          torch.Generator(device).manual_seed(0)).backward()
-        model.zero_grad(set_to_none=True)
+    if config.compile and device.type == "cuda":
+        forward = compiled(model, lambda f: batch_loss(f, torch.Generator(device).manual_seed(0)))
 
     # 2. Ctrl-C asks the loop to stop after the step in hand; a second one stops at once
-    asked_to_stop = []
+    interrupted = []
 
     def on_interrupt(signum, frame):
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        asked_to_stop.append(signum)
+        interrupted.append(signum)
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     bar = tqdm(total=config.max_steps, initial=step, desc=f"{task.name} {config.objective}", unit="step", smoothing=0.05)
     losses, metrics, clock = [], None, time.perf_counter()
-
-    def snapshot():
-        return {"model": model.state_dict(), "optimizer": [o.state_dict() for o in optimizers], "step": step, "seconds": seconds,
-                "rng": generator.get_state(), "config": asdict(config),
-                "versions": {"torch": str(torch.__version__), "python": platform.python_version(), "device": device.type}}
-
+    ended = step >= config.max_steps or 0 < config.max_seconds <= seconds
     try:
-        # 3. the loop
-        while step < config.max_steps and not (config.max_seconds and seconds >= config.max_seconds) and not asked_to_stop:
+        while not ended and not interrupted:
+            # 3. one step
             scale = lr_scale(step, seconds, config)
             for optimizer, lrs in zip(optimizers, peaks):
                 for group, lr in zip(optimizer.param_groups, lrs):
                     group["lr"] = lr * scale
             model.train()
-            tokens = task.train_batch(config.batch_size, generator, device)  # (B, S)
-            with autocast:
-                loss = training_loss(forward, tokens, task, config, generator)
+            loss = batch_loss(forward, generator)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.detach())  # stays on the device: reading it here would stall the GPU at every step
+            losses.append(loss.detach())  # stays on the device: reading it at every step would stall a GPU
             step += 1
             bar.update()
 
             # 4. now and then: look at the losses, evaluate, save
-            ended = step >= config.max_steps or bool(asked_to_stop)
-            evaluate_now = step == config.max_steps or config.eval_every_steps and step % config.eval_every_steps == 0
-            save_now = ended or step % config.checkpoint_every_steps == 0
-            if ended or evaluate_now or save_now or step % config.log_every_steps == 0:
-                values = torch.stack(losses).tolist()  # waits for the device
-                now = time.perf_counter()
-                seconds, clock = seconds + now - clock, now
-                for i, value in enumerate(values):
-                    if value != value or abs(value) == float("inf"):
-                        bad = step - len(values) + i + 1
-                        kept = f"{file} holds the last good checkpoint" if file.exists() else "no checkpoint was saved before it"
-                        raise BadInput(f"the loss became {value} at step {bad}; {kept}; try a lower --learning-rate")
-                losses.clear()
-                timed_out = bool(config.max_seconds) and seconds >= config.max_seconds
-                if evaluate_now or timed_out:
-                    metrics, _ = evaluate(model, task, config.objective, dials, prompts, references, 0, device, autocast, label="evaluating")
-                mean = sum(values) / len(values)
-                solved = (metrics["solved"], metrics["num"]) if evaluate_now or timed_out else ("", "")
-                csv.writer(log, lineterminator="\n").writerow([step, f"{seconds:.2f}", f"{mean:.5f}", f"{scale:.4f}", *solved])
-                log.flush()
-                bar.set_postfix_str(f"loss {mean:.3f}" + (f", solved {metrics['solved']}/{metrics['num']}" if metrics else ""))
-                if save_now or timed_out:
-                    save_checkpoint(snapshot(), file)
-                clock = time.perf_counter()
+            due = [every and step % every == 0 for every in (config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps)]
+            if not (any(due) or step == config.max_steps or interrupted):
+                continue
+            values = torch.stack(losses).tolist()  # waits for the device
+            losses.clear()
+            seconds += time.perf_counter() - clock
+            check_finite(values, step, file)
+            ended = step >= config.max_steps or 0 < config.max_seconds <= seconds
+            row = [step, f"{seconds:.2f}", f"{sum(values) / len(values):.5f}", f"{scale:.4f}", "", ""]
+            if due[1] or ended:
+                metrics, _ = evaluate(model, task, config.objective, dials, prompts, references, 0, device, autocast, label="evaluating")
+                row[4:] = metrics["solved"], metrics["num"]
+            csv.writer(log, lineterminator="\n").writerow(row)
+            log.flush()
+            bar.set_postfix_str(f"loss {row[2]}" + (f", solved {metrics['solved']}/{metrics['num']}" if metrics else ""))
+            if due[2] or ended or interrupted:
+                save_checkpoint({
+                    "model": model.state_dict(), "optimizer": [o.state_dict() for o in optimizers], "step": step, "seconds": seconds,
+                    "rng": generator.get_state(), "config": asdict(config),
+                    "versions": {"torch": str(torch.__version__), "python": platform.python_version(), "device": device.type}}, file)
+            clock = time.perf_counter()  # evaluation and saving are not training time
     except OSError as e:
-        raise BadInput(f"cannot write to {config.out}: {e.strerror}; {'the last checkpoint is intact' if file.exists() else 'nothing was saved'}") from None
+        kept = "the last checkpoint is intact" if file.exists() else "nothing was saved"
+        raise BadInput(f"cannot write to {config.out}: {e.strerror}; {kept}") from None
     finally:
         signal.signal(signal.SIGINT, before)
         bar.close()
         log.close()
-    if asked_to_stop:
+    if interrupted:
         print(f"saved step {step} in {file}; go on with --resume", file=sys.stderr)
         raise KeyboardInterrupt
     return metrics

@@ -1,0 +1,22 @@
+# make        set up a virtual environment in .venv and run the demo (minutes on two CPU cores)
+# make test   set up and run the tests
+# Both are safe to repeat: what is there already is not done again. make clean removes what they made.
+
+PYTHON ?= python3
+
+demo: .venv/ready
+	.venv/bin/python reproduce.py --preset demo --results out/results
+
+test: .venv/ready
+	.venv/bin/python -m pytest
+
+# The stamp is written last, so an installation that was interrupted is done again.
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch .venv/ready
+
+clean:
+	rm -rf .venv out data/cache
+
+.PHONY: demo test clean

@@ -1,0 +1,143 @@
+"""reproduce.py and the README: the numbers come from results/, every command runs, the shipped model is what it was."""
+import importlib.util
+import json
+import re
+import shlex
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import reproduce
+import sample
+import train
+from conftest import TINY
+from sample import run
+from test_data import LINE
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHRINK = dict(width=16, depth=1, heads=2, batch_size=8, max_steps=3, max_seconds=0.0, eval_samples=4)
+
+
+@pytest.fixture
+def tiny_findings(monkeypatch, data_dir):
+    """Every preset of reproduce.py with models and runs shrunk; the code that runs is the real one."""
+    def shrink(r):
+        config = {**r.config, **SHRINK, "data_dir": data_dir}
+        if str(config.get("task", "")).startswith("sudoku"):
+            config["train_size"] = 20
+        return replace(r, config=config)
+    monkeypatch.setattr(reproduce, "FINDINGS", {p: tuple(map(shrink, runs)) for p, runs in reproduce.FINDINGS.items()})
+
+
+def test_readme_table_is_the_results():
+    """Fails when README and results/ differ; mend with: python reproduce.py --table --readme"""
+    assert reproduce.update_readme(reproduce.table(reproduce.load_results(ROOT / "results")), README) == README
+
+
+def test_results_are_consistent():
+    """In every json: solved <= num, rate and interval follow from the counts, costs are plausible, and the log lies beside it."""
+    files = list((ROOT / "results").glob("*/*.json"))
+    assert files
+    for file in files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        assert result["preset"] == file.parent.name and file.name == f"{result['name']}-seed{result['seed']}.json"
+        for row in result["rows"]:
+            assert row["solved_rate"] == row["solved"] / row["num"] and tuple(row["interval"]) == sample.wilson(row["solved"], row["num"])
+        if result["training"]:
+            last = file.with_suffix(".csv").read_text(encoding="utf-8").splitlines()[-1].split(",")
+            assert result["training"]["steps"] == int(last[0]) and result["training"]["seconds"] == float(last[1])
+
+
+def test_demo_preset_runs_twice_and_says_what_it_did(tiny_findings, tmp_path, capsys):
+    argv = ["--preset", "demo", "--num", "3", "--out", str(tmp_path / "o"), "--results", str(tmp_path / "r"), "--device", "cpu"]
+    assert run(reproduce.main, argv) == 0
+    first = capsys.readouterr().out
+    assert first.count("trained live") >= 3 and "loaded from results/demo-dial" in first
+    assert run(reproduce.main, argv) == 0
+    assert "trained earlier" in capsys.readouterr().out
+    rows = [r for f in (tmp_path / "r" / "demo").glob("*.json") for r in json.loads(f.read_text())["rows"]]
+    assert len(rows) == 7 and all(r["num"] == 3 for r in rows)
+    assert run(reproduce.main, ["--table", "--results", str(tmp_path / "r")]) == 0
+    assert "| star G(2,4) | mtp (trained at W = all) | all |" in capsys.readouterr().out
+
+
+def test_shipped_checkpoint_is_small_and_dialled():
+    """At most 1.5M parameters and 3 MB, and its cost falls with the dial as the formula says."""
+    file = ROOT / reproduce.DIAL_FILE
+    assert file.stat().st_size <= 3_000_000
+    model, task, config = sample.load_model(file, torch.device("cpu"))
+    assert model.num_params() <= 1_500_000 and config.objective == "scdm"
+    prompts, _ = task.test_set(2)
+    cost = {n: sample.evaluate(model, task, "scdm", sample.make_dials("scdm", task, latents=n), prompts, None, 0, torch.device("cpu"), nullcontext())[0]["tokens"]
+            for n in (0, 4, sample.ALL)}
+    assert cost == {0: sum(i + 2 for i in range(36)), 4: sum(i + 2 + min(4, 35 - i) for i in range(36)), sample.ALL: 36 * 37}
+
+
+def test_golden_output_of_the_shipped_checkpoint():
+    """Greedy, left to right, all latents: catches drift of the sampler, the model or the file format."""
+    model, task, _ = sample.load_model(ROOT / reproduce.DIAL_FILE, torch.device("cpu"))
+    prompts, _ = task.test_set(1)
+    dials = sample.make_dials("scdm", task, order="left_to_right", temperature=0.0)
+    _, answers = sample.evaluate(model, task, "scdm", dials, prompts, None, 0, torch.device("cpu"), nullcontext())
+    assert task.format(prompts[0], answers[0]) == GOLDEN
+
+
+GOLDEN = "613254524136236415145362451623362541"
+
+
+def test_figures(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    found = reproduce.load_results(ROOT / "results")
+    files = reproduce.figures(found, tmp_path)
+    assert files and all(f.read_bytes()[:4] == b"\x89PNG" for f in files)
+
+
+def commands():
+    """Every line of the README's bash blocks that starts with python."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    lines = [l.split(" #")[0].strip() for b in blocks for l in b.splitlines()]
+    return [l for l in lines if l.startswith("python ")]
+
+
+def test_readme_commands_run(tiny_findings, tmp_path, monkeypatch, data_dir, capsys):
+    """Each command as it stands, in order, in an empty folder; only sizes are cut. A path that a command needs must be made by an earlier one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    (tmp_path / "puzzles.txt").write_text((LINE + "\n") * 3, encoding="utf-8")
+    assert len(commands()) >= 10
+    for command in commands():
+        _, script, *argv = shlex.split(command)
+        main = {"train.py": train.main, "sample.py": sample.main, "reproduce.py": reproduce.main}[script]
+        if script == "train.py" and "--resume" not in argv and "--help" not in argv:
+            argv += TINY + ["--data-dir", data_dir] + (["--train-size", "20"] if any("sudoku" in a for a in argv) else [])
+        if script == "sample.py" and "--num" in argv:
+            argv[argv.index("--num") + 1] = "2"
+        if script == "reproduce.py" and "--table" not in argv:
+            argv += ["--results", str(tmp_path / "new")] + (["--num", "2", "--out", str(tmp_path / "o")] if "--figures" not in argv else [])
+        if "--figures" in argv and importlib.util.find_spec("matplotlib") is None:
+            continue  # an extra; test_figures is skipped likewise
+        try:
+            code = run(main, argv)
+        except SystemExit as stop:  # --help
+            code = stop.code
+        assert code == 0, (command, capsys.readouterr().err)
+
+
+def test_readme_file_map_is_right():
+    """Each file of the map exists, and no source file is missing from it."""
+    section = README.split("## File map")[1].split("##")[0]
+    named = set(re.findall(r"^    ([\w./]+)", section, re.M))
+    assert all((ROOT / n).exists() for n in named), named
+    assert {str(p.relative_to(ROOT)) for pattern in ("*.py", "data/[a-z]*.py") for p in ROOT.glob(pattern)} <= named
+
+
+def test_readme_line_links_are_right():
+    """`file.py:name` in the README names something that file defines."""
+    found = re.findall(r"`([\w/]+\.py):(\w+)`", README)
+    assert len(found) >= 5
+    for file, name in found:
+        assert re.search(rf"^\s*(def|class) {name}\b", (ROOT / file).read_text(encoding="utf-8"), re.M), (file, name)
