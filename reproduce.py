@@ -36,6 +36,7 @@ class Run:
     name: str
     config: dict  # Config fields
     grid: tuple = ({},)  # arguments of make_dials
+    at_least: str = ""  # train at least as many steps as that run took (for controls of a run that stops when it has solved)
     shipped: str = ""  # a checkpoint of this repository to load instead of training
     ship: bool = False  # keep the trained weights, in bf16, beside the results
 
@@ -49,21 +50,12 @@ def windows(*counts):
 
 
 STAR4 = dict(task="star", arms=2, path_len=4, labels=7, width=64, depth=3, heads=4, batch_size=64, optimizer="muon",
-             learning_rate=3e-3, muon_learning_rate=4e-3, max_steps=2000, eval_samples=256)
-DIAL = dict(PRESETS["sudoku6"], objective="scdm", width=128, depth=6, heads=4, max_seconds=150.0)
+             learning_rate=3e-3, muon_learning_rate=4e-3, decay_fraction=0.0, max_steps=2000, eval_every_steps=100, eval_samples=256)
+DIAL = dict(PRESETS["sudoku6"], objective="scdm", width=128, depth=6, heads=4, optimizer="muon", learning_rate=2e-3, max_seconds=150.0)
 DIAL_FILE = "results/demo-dial/scdm-seed0.pt"
 S6 = PRESETS["sudoku6"]
 
 FINDINGS = {
-    # Two CPU cores: star graphs trained live, and a shipped 6x6 model dialled.
-    "demo": (
-        Run("ar", dict(STAR4, objective="ar")),
-        Run("mtp-1", dict(STAR4, objective="mtp", window="1")),
-        Run("mtp-all", dict(STAR4, objective="mtp", window="all")),
-        Run("scdm", {}, latents(0, 4, 16, ALL), shipped=DIAL_FILE),
-    ),
-    # One GPU: the checkpoint that the demo ships.
-    "demo-dial": (Run("scdm", DIAL, latents(0, 1, 2, 4, 8, 16, 32, ALL), ship=True),),
     # One GPU, minutes: all five objectives on 6x6 boards.
     "sudoku6": (
         Run("ar", dict(S6, objective="ar")),
@@ -73,6 +65,15 @@ FINDINGS = {
         Run("scdm", dict(S6, objective="scdm"), latents(0, 1, 2, 4, 8, 16, 32, ALL)),
         Run("mdm", dict(S6, objective="mdm")),
     ),
+    # Two CPU cores: star graphs trained live, and a shipped 6x6 model dialled.
+    "demo": (
+        Run("mtp-all", dict(STAR4, objective="mtp", window="all", max_steps=6000, stop_at_solved=0.99)),
+        Run("mtp-1", dict(STAR4, objective="mtp", window="1"), at_least="mtp-all"),
+        Run("ar", dict(STAR4, objective="ar"), at_least="mtp-all"),
+        Run("scdm", {}, latents(0, 4, 16, ALL), shipped=DIAL_FILE),
+    ),
+    # One GPU: the checkpoint that the demo ships.
+    "demo-dial": (Run("scdm", DIAL, latents(0, 1, 2, 4, 8, 16, 32, ALL), ship=True),),
 }
 NUM = {"demo": 1024}  # samples per row; 1,000 elsewhere
 
@@ -90,6 +91,9 @@ def do_run(preset, r, seed, args, command):
     else:
         changes = {k: v for k, v in (("max_steps", args.max_steps), ("max_seconds", args.max_seconds)) if v}
         config = Config(**{**r.config, "seed": seed, "device": args.device, "out": str(out), **changes})
+        other = Path(args.results) / preset / f"{r.at_least}-seed{seed}.json"
+        if r.at_least and other.exists():
+            config.max_steps = max(config.max_steps, json.loads(other.read_text(encoding="utf-8"))["training"]["steps"])
         file = out / "ckpt.pt"
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -169,6 +173,7 @@ def pooled(results):
                     "task": describe(pairs[0][0]["config"]), "solved": k, "num": n, "rate": k / n, "interval": wilson(k, n), "seeds": len(pairs),
                     "rates": rates, "nfe": first["nfe"], "tokens": first["tokens"],
                     "seconds": sum(r["seconds"] for _, r in pairs) / len(pairs), "source": pairs[0][0]["source"].split(" in ")[0].split(",")[0].split(" from ")[0],
+                    "steps": " ".join(str(d["training"]["steps"]) for d, _ in pairs if d["training"]),
                     "train_seconds": [d["training"] and d["training"]["seconds"] for d, _ in pairs]})
     return out
 
@@ -192,7 +197,7 @@ def table(found):
             low, high = r["interval"]
             objective = r["objective"] + (f" (trained at W = {r['window']})" if r["window"] else "")
             trained = [s for s in r["train_seconds"] if s]
-            weights = f"{r['source']}, {sum(trained) / len(trained):.0f} s" if trained else r["source"]
+            weights = f"{r['source']}, {sum(trained) / len(trained):.0f} s, {r['steps']} steps" if trained else r["source"]
             text.append(f"| {r['task']} | {objective} | {r['latents']} | {100 * r['rate']:.1f} | {r['solved']}/{r['num']} | {100 * low:.1f}-{100 * high:.1f} | "
                         f"{' '.join(f'{100 * x:.0f}' for x in r['rates'])} | {r['nfe']} | {r['tokens']} | {r['seconds']:.2f} | {weights} |")
         text.append("")

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import difflib
 import json
+import math
 import os
 import sys
 import time
@@ -193,7 +194,7 @@ def wilson(k, n, z=1.96):
     return max(0.0, (p + zz / 2 - half) / (1 + zz)), min(1.0, (p + zz / 2 + half) / (1 + zz))
 
 
-def evaluate(model, task, objective, dials, prompts, references, seed, device, autocast, batch_size=1024, history=None, label="sampling"):
+def evaluate(model, task, objective, dials, prompts, references, seed, device, autocast, history=None, label="sampling"):
     """Decode the prompts (num, P) and score them -> metrics (plain numbers), answers (num, A).
 
     Decoding sees the prompts alone; references (num, A or None) are used after it, to score.
@@ -202,7 +203,7 @@ def evaluate(model, task, objective, dials, prompts, references, seed, device, a
         tokens    pairs per sample, summed over passes             seconds   decoding all of them, on the wall clock
     """
     generator = torch.Generator(device).manual_seed(seed)
-    model.eval()
+    batch_size = 128 if device.type == "cpu" else 1024  # 128 stays in a CPU's cache: a quarter faster there
     answers, seconds = [], 0.0
     for part in tqdm(prompts.split(batch_size), desc=label, unit="batch", delay=2, leave=False):
         start = time.perf_counter()
@@ -234,6 +235,8 @@ def choose_device(name):
         raise BadInput(f"--device {name} was asked, but torch sees no such device here; use --device auto or cpu")
     kind = next(d for d in available if available[d]) if name == "auto" else name
     device = torch.device(kind)
+    if kind == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves fp32
     if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return device, torch.autocast("cuda", torch.bfloat16), f"device {torch.cuda.get_device_name()}, bf16 (the GPU has it)"
     why = {"cuda": "the GPU has no bf16", "mps": "bf16 is not dependable on mps", "cpu": "bf16 is slow on most CPUs"}[kind]
@@ -297,8 +300,8 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(message)
 
 
-def number(low, all_=False, kind=int):
-    """argparse type: a number that is at least `low`, or the word all."""
+def number(low, high=math.inf, all_=False, kind=int):
+    """argparse type: a finite number from `low` to `high`, or the word all."""
     def parse(text):
         if all_ and text == "all":
             return ALL
@@ -306,8 +309,9 @@ def number(low, all_=False, kind=int):
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not low <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'} >= {low}{' or the word all' if all_ else ''}")
+        if value is None or not low <= value <= high or value == math.inf:
+            bounds = f">= {low}" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'} {bounds}{' or the word all' if all_ else ''}")
         return value
     return parse
 
@@ -319,6 +323,9 @@ def run(main, argv=None):
         return main(argv) or 0
     except BadInput as e:
         print(f"{program}: {e}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print(f"{program}: out of memory on the GPU; lower --batch-size (training) or --num (sampling)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{program}: stopped by Ctrl-C", file=sys.stderr)

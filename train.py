@@ -60,6 +60,7 @@ class Config:  # the comments are the --help
     batch_size: int = 256  # sequences per step
     max_steps: int = 1000  # optimiser steps
     max_seconds: float = 0.0  # stop after this much training time, evaluation apart (0: no limit); the decay follows it
+    stop_at_solved: float = 0.0  # stop once an evaluation solves this share (0: never)
     warmup_steps: int = 50  # linear warm-up
     decay_fraction: float = 0.4  # linear decay to 0 over this last part of the run
     grad_clip: float = 1.0  # largest gradient norm
@@ -78,7 +79,7 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
     "sudoku4": dict(task="sudoku-gen", board_size=4, train_size=288, width=64, depth=3, batch_size=256, max_steps=2000,
                     learning_rate=3e-3),
     "sudoku6": dict(task="sudoku-gen", board_size=6, train_size=20000, width=384, depth=6, heads=6, batch_size=1024,
-                    optimizer="muon", learning_rate=2e-3, max_steps=100000, max_seconds=50.0, compile=True, eval_every_steps=2000, eval_samples=512),
+                    learning_rate=1e-3, max_steps=100000, max_seconds=30.0, compile=True, eval_every_steps=0, eval_samples=512),
     "sudoku9-gen": dict(task="sudoku-gen", board_size=9, train_size=20000, width=512, depth=6, heads=8, batch_size=512,
                         optimizer="muon", max_steps=20000, compile=True, eval_every_steps=2000, eval_samples=1000),
     "sudoku9": dict(task="sudoku", board_size=9, train_size=200000, width=512, depth=6, heads=8, batch_size=512,
@@ -91,8 +92,11 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
                      max_steps=5000, compile=True, eval_every_steps=1000, eval_samples=1000),
 }
 # What may change when a run is resumed; anything else would be another run.
-MAY_CHANGE = {"max_steps", "max_seconds", "device", "compile", "data_dir", "out", "log_every_steps", "eval_every_steps",
+MAY_CHANGE = {"max_steps", "max_seconds", "stop_at_solved", "device", "compile", "data_dir", "out", "log_every_steps", "eval_every_steps",
               "eval_samples", "checkpoint_every_steps"}
+# Flags that only some tasks, objectives or optimisers read: asking for them elsewhere is a mistake, not a wish.
+MEANS_SOMETHING_FOR = {"window": ("objective", ("mtp",)), "board_size": ("task", ("sudoku-gen", "sudoku")), "arms": ("task", ("star",)),
+                       "path_len": ("task", ("star",)), "labels": ("task", ("star", "planning")), "muon_learning_rate": ("optimizer", ("muon",))}
 CHOICES = {"task": data.TASKS, "objective": OBJECTIVES, "optimizer": ("adamw", "muon"), "device": ("auto", "cpu", "cuda", "mps")}
 
 
@@ -108,7 +112,8 @@ def parse_config(argv):
     p.add_argument("--preset", choices=sorted(PRESETS), help="a set of fields; flags still override it")
     p.add_argument("--resume", action="store_true", help="go on from OUT/ckpt.pt with its config; an empty OUT starts fresh")
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
-    zero_is_fine = {"train_size", "max_seconds", "seed", "weight_decay", "warmup_steps", "decay_fraction", "eval_every_steps", "beta2"}
+    zero_is_fine = {"train_size", "max_seconds", "stop_at_solved", "seed", "weight_decay", "warmup_steps", "decay_fraction", "eval_every_steps", "beta2"}
+    largest = {"stop_at_solved": 1.0, "beta2": 0.99999, "decay_fraction": 1.0, "seed": 2**32}
     for f in fields(Config):
         how = {"help": comments[f.name].replace("%", "%%"), "default": argparse.SUPPRESS}
         if f.type is bool:
@@ -117,7 +122,7 @@ def parse_config(argv):
             how["choices"] = CHOICES[f.name]
         else:
             low = 0 if f.name in zero_is_fine else 1 if f.type is int else 1e-9
-            how["type"] = window if f.name == "window" else str if f.type is str else number(low, kind=f.type)
+            how["type"] = window if f.name == "window" else str if f.type is str else number(low, largest.get(f.name, math.inf), kind=f.type)
         how["help"] += f" (default: {f.default})"
         p.add_argument("--" + f.name.replace("_", "-"), **how)
     flags = vars(p.parse_args(argv))
@@ -128,6 +133,9 @@ def parse_config(argv):
         saved = load_checkpoint(Path(config.out) / "ckpt.pt")["config"]
         check_same_run(saved, asked, f"{config.out}/ckpt.pt")
         config = Config(**{**saved, **{k: v for k, v in asked.items() if k in MAY_CHANGE}})
+    for flag, (field, values) in MEANS_SOMETHING_FOR.items():
+        if flag in flags and getattr(config, field) not in values:
+            raise BadInput(f"--{flag.replace('_', '-')} has no meaning for {field} {getattr(config, field)}; it is for {field} {' or '.join(values)}")
     return config, resume
 
 
@@ -167,7 +175,7 @@ def lr_scale(step, seconds, config):
     """Linear warm-up, constant, linear decay to 0; progress counts steps or seconds, whichever is further."""
     progress = max(step / config.max_steps, seconds / config.max_seconds if config.max_seconds else 0.0)
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    return warmup * (min(1.0, (1 - progress) / config.decay_fraction) if config.decay_fraction else 1.0)
+    return warmup * (min(1.0, max(0.0, 1 - progress) / config.decay_fraction) if config.decay_fraction else 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -185,7 +193,7 @@ def save_checkpoint(checkpoint, file):
         os.replace(temporary, file)
     except (OSError, RuntimeError) as e:  # torch turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        kept = f"the checkpoint before it is intact; resume from there" if Path(file).exists() else "there is no earlier one"
+        kept = "the checkpoint before it is intact; resume from there" if Path(file).exists() else "there is no earlier one"
         raise BadInput(f"cannot write checkpoint {file}: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}; {kept}") from None
 
 
@@ -196,27 +204,68 @@ def open_out(config, resume, step):
         out.mkdir(parents=True, exist_ok=True)
         if (out / "ckpt.pt").exists() and not resume:
             raise BadInput(f"{out} already holds a checkpoint; give --resume to go on, or another --out")
-        kept = []
+        rows = []
         if step and (out / "log.csv").exists():  # rows after the checkpoint were computed by a run that then died
             rows = (out / "log.csv").read_text(encoding="utf-8").splitlines(keepends=True)[1:]
-            kept = [r for r in rows if r.endswith("\n") and int(r.split(",")[0]) <= step]
-        log = open(out / "log.csv", "w", newline="", encoding="utf-8")
-        log.write("step,seconds,loss_nats,lr_scale,solved,num\n" + "".join(kept))
-        log.flush()
-        return log
+            rows = [r for r in rows if r.endswith("\n") and int(r.split(",")[0]) <= step]
+        (out / "log.csv.tmp").write_text("step,seconds,loss_nats,lr_scale,solved,num\n" + "".join(rows), encoding="utf-8")
+        os.replace(out / "log.csv.tmp", out / "log.csv")
+        return open(out / "log.csv", "a", newline="", encoding="utf-8")
     except OSError as e:
         raise BadInput(f"--out {out} is not writable ({e.strerror}); give another folder") from None
 
 
+def make_step(model, task, config, device, autocast, generator):
+    """-> optimizers, step(scale): one optimiser step at that share of the peak learning rates, returning the loss.
+
+    The loss stays on the device: reading it at every step would stall a GPU.
+    """
+    optimizers = make_optimizers(model, config, device)
+    peaks = [[g["lr"] for g in o.param_groups] for o in optimizers]
+
+    def batch_loss(forward, generator):
+        tokens = task.train_batch(config.batch_size, generator, device)  # (B, S)
+        with autocast:
+            return training_loss(forward, tokens, task, config, generator)
+
+    forward = model
+    if config.compile and device.type == "cuda":
+        forward = compiled(model, lambda f: batch_loss(f, torch.Generator(device).manual_seed(0)))
+
+    def step(scale):
+        for optimizer, lrs in zip(optimizers, peaks):
+            for group, lr in zip(optimizer.param_groups, lrs):
+                group["lr"] = lr * scale
+        loss = batch_loss(forward, generator)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return optimizers, step
+
+
 def compiled(model, batch_loss):
-    """torch.compile of the training forward, compiled now on batch_loss(forward) so that the clock does not count it."""
-    forward = torch.compile(model)
+    """torch.compile of the training forward, run now on batch_loss(forward) so that the clock does not count compiling.
+
+    CUDA graphs ("reduce-overhead"), because a model this small is bound by the launching of its kernels.
+    """
+    fast = torch.compile(model, mode="reduce-overhead")
+
+    def forward(*args, **kw):
+        torch.compiler.cudagraph_mark_step_begin()
+        return fast(*args, **kw)
+
     try:
-        batch_loss(forward).backward()
+        for _ in range(3):  # compile, record, replay
+            batch_loss(forward).backward()
+            model.zero_grad(set_to_none=True)
     except Exception as e:  # no compiler on this machine, mostly: the plain model is slower and just as right
         print(f"torch.compile failed ({str(e).splitlines()[0]}); training without it (--no-compile silences this)", file=sys.stderr)
         forward = model
-    model.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
     return forward
 
 
@@ -251,33 +300,25 @@ def train(config, resume=False):
     if config.width % config.heads:
         raise BadInput(f"--width {config.width} is not a multiple of --heads {config.heads}")
     task, file = make_task(config), Path(config.out) / "ckpt.pt"
+    saved = load_checkpoint(file) if resume and file.exists() else None
+    if saved:
+        if "optimizer" not in saved:
+            raise BadInput(f"{file} holds weights alone, for sampling; training cannot go on from it")
+        check_same_run(saved["config"], asdict(config), file)
+    log = open_out(config, resume, saved["step"] if saved else 0)
     model = build_model(config, task)
     model.init_weights(torch.Generator().manual_seed(config.seed), config.embedding_std)
     model.to(device)
-    optimizers = make_optimizers(model, config, device)
-    peaks = [[g["lr"] for g in o.param_groups] for o in optimizers]
+    print(f"{task.name} {config.objective}, {model.num_params():,} parameters, {reason}", file=sys.stderr)
     generator = torch.Generator(device).manual_seed(config.seed)
-    step, seconds = 0, 0.0
-    if resume and file.exists():
-        saved = load_checkpoint(file)
-        check_same_run(saved["config"], asdict(config), file)
+    optimizers, take_step = make_step(model, task, config, device, autocast, generator)
+    step, seconds, ended = 0, 0.0, False
+    if saved:
         restore(saved, model, optimizers, generator, config, device)
         step, seconds = saved["step"], saved["seconds"]
-    log = open_out(config, resume, step)
-    print(f"{task.name} {config.objective}, {model.num_params():,} parameters, {reason}", file=sys.stderr)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves fp32
+        ended = step >= config.max_steps or 0 < config.max_seconds <= seconds or saved["solved"] and 0 < config.stop_at_solved
     prompts, references = task.test_set(config.eval_samples)
     dials = make_dials(config.objective, task, config.window)
-
-    def batch_loss(forward, generator):
-        tokens = task.train_batch(config.batch_size, generator, device)  # (B, S)
-        with autocast:
-            return training_loss(forward, tokens, task, config, generator)
-
-    forward = model
-    if config.compile and device.type == "cuda":
-        forward = compiled(model, lambda f: batch_loss(f, torch.Generator(device).manual_seed(0)))
 
     # 2. Ctrl-C asks the loop to stop after the step in hand; a second one stops at once
     interrupted = []
@@ -288,45 +329,37 @@ def train(config, resume=False):
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     bar = tqdm(total=config.max_steps, initial=step, desc=f"{task.name} {config.objective}", unit="step", smoothing=0.05)
-    losses, metrics, clock = [], None, time.perf_counter()
-    ended = step >= config.max_steps or 0 < config.max_seconds <= seconds
+    losses, metrics, solved, clock = [], None, False, time.perf_counter()
     try:
         while not ended and not interrupted:
             # 3. one step
-            scale = lr_scale(step, seconds, config)
-            for optimizer, lrs in zip(optimizers, peaks):
-                for group, lr in zip(optimizer.param_groups, lrs):
-                    group["lr"] = lr * scale
-            model.train()
-            loss = batch_loss(forward, generator)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.detach())  # stays on the device: reading it at every step would stall a GPU
+            scale = lr_scale(step, seconds + time.perf_counter() - clock, config)
+            losses.append(take_step(scale))
             step += 1
             bar.update()
 
             # 4. now and then: look at the losses, evaluate, save
             due = [every and step % every == 0 for every in (config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps)]
-            if not (any(due) or step == config.max_steps or interrupted):
+            timed_out = 0 < config.max_seconds <= seconds + time.perf_counter() - clock
+            if not (any(due) or step == config.max_steps or timed_out or interrupted):
                 continue
             values = torch.stack(losses).tolist()  # waits for the device
             losses.clear()
             seconds += time.perf_counter() - clock
             check_finite(values, step, file)
-            ended = step >= config.max_steps or 0 < config.max_seconds <= seconds
+            ended = step >= config.max_steps or timed_out
             row = [step, f"{seconds:.2f}", f"{sum(values) / len(values):.5f}", f"{scale:.4f}", "", ""]
             if due[1] or ended:
                 metrics, _ = evaluate(model, task, config.objective, dials, prompts, references, 0, device, autocast, label="evaluating")
                 row[4:] = metrics["solved"], metrics["num"]
+                solved = 0 < config.stop_at_solved <= metrics["solved_rate"]
+                ended |= solved
             csv.writer(log, lineterminator="\n").writerow(row)
             log.flush()
             bar.set_postfix_str(f"loss {row[2]}" + (f", solved {metrics['solved']}/{metrics['num']}" if metrics else ""))
             if due[2] or ended or interrupted:
                 save_checkpoint({
-                    "model": model.state_dict(), "optimizer": [o.state_dict() for o in optimizers], "step": step, "seconds": seconds,
+                    "model": model.state_dict(), "optimizer": [o.state_dict() for o in optimizers], "step": step, "seconds": seconds, "solved": solved,
                     "rng": generator.get_state(), "config": asdict(config),
                     "versions": {"torch": str(torch.__version__), "python": platform.python_version(), "device": device.type}}, file)
             clock = time.perf_counter()  # evaluation and saving are not training time

@@ -39,6 +39,7 @@ class Task:
         self.name, self.P, self.A, self.S = name, P, A, P + A
         self.K, self.V = answer_symbols, len(symbols) + 2
         self.MASK, self.BOS = len(symbols), len(symbols) + 1
+        self.symbols = set(symbols)
         self.unique_answer = unique_answer  # decides greedy decoding (puzzles) or T = 1 (generation)
         # A real tiktoken.Encoding, built offline from the task's own alphabet: each symbol is one token.
         self.encoding = tiktoken.Encoding(
@@ -49,7 +50,7 @@ class Task:
     def encode(self, text, what):
         """Text -> ids. tiktoken panics on characters it does not know, so they are refused here first."""
         for piece in self.pieces(text):
-            if piece.encode() not in self.encoding._mergeable_ranks:
+            if piece not in self.symbols:
                 raise BadInput(f"{what} holds {piece!r}, which is not a symbol of task {self.name}; legal: {self.alphabet}")
         return self.encoding.encode_ordinary(text)
 

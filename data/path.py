@@ -118,17 +118,17 @@ class Path(Task):
         return None
 
     def render(self, prompt, answer, before=None, color=False):
-        """One line: the graph, then the answer; cells committed in this step green, wrong steps red."""
-        shown = []
-        steps = self.steps(answer.unsqueeze(0))[0].tolist()
+        """One line: the graph, then the answer. Nodes committed in this step green, an end of a step without an edge red."""
         edges = {tuple(e) for e in prompt[:-2].reshape(-1, 2).tolist()}
+        wrong = {tuple(s) for s in self.steps(answer.unsqueeze(0))[0].tolist() if max(s) < self.K} - edges
+        ends = self.steps(torch.arange(self.A).unsqueeze(0))[0].tolist()  # which two tokens each step joins
+        red = {i for a, b in ends if (int(answer[a]), int(answer[b])) in wrong for i in (a, b)}
+        shown = []
         for i, t in enumerate(answer.tolist()):
             word = str(t) if t < self.K else "."
             if color and t < self.K:
-                at = i // 2 if self.A > self.path_nodes else i - 1  # the step that arrives at (or holds) this token
-                wrong = 0 <= at < len(steps) and max(steps[at]) < self.K and tuple(steps[at]) not in edges
-                fresh = before is not None and before[i] != t
-                word = f"\033[{31 if wrong else 32 if fresh else 1}m{word}\033[0m"
+                style = 31 if i in red else 32 if before is not None and before[i] != t else 1
+                word = f"\033[{style}m{word}\033[0m"
             shown.append(word)
         return f"{self.format(prompt)} = {self.join_answer(shown)}"
 

@@ -5,13 +5,14 @@
 Two tasks. `sudoku-gen`: prompt = BOS, answer = any valid board. `sudoku` (9x9): prompt = 81 cells, givens
 or BLANK, answer = all 81 cells of the one solution (S = 162, no separator).
 """
+import os
 import random
 import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from itertools import combinations
 from multiprocessing import get_context
-import os
 
 import numpy as np
 import torch
@@ -181,8 +182,11 @@ def generate(N, puzzles, seed, size):
         for part in map(_chunk, jobs):
             rows += part
             bar.update(len(part))
-    else:  # spawn, not fork: torch's threads do not survive a fork. Workers leave Ctrl-C to the parent.
-        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    else:
+        # Fork where there is one: it needs no `if __name__ == "__main__"` in the caller's script, and the workers run
+        # plain Python, never torch. They leave Ctrl-C to the parent.
+        context = get_context("fork" if sys.platform == "linux" else "spawn")
+        with ProcessPoolExecutor(os.cpu_count(), context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             try:
                 for part in pool.map(_chunk, jobs):
                     rows += part

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import bench
 import reproduce
 import sample
 import train
@@ -30,6 +31,7 @@ def tiny_findings(monkeypatch, data_dir):
         if str(config.get("task", "")).startswith("sudoku"):
             config["train_size"] = 20
         return replace(r, config=config)
+    monkeypatch.setitem(train.PRESETS, "sudoku4", {**train.PRESETS["sudoku4"], **SHRINK})
     monkeypatch.setattr(reproduce, "FINDINGS", {p: tuple(map(shrink, runs)) for p, runs in reproduce.FINDINGS.items()})
 
 
@@ -111,9 +113,11 @@ def test_readme_commands_run(tiny_findings, tmp_path, monkeypatch, data_dir, cap
     assert len(commands()) >= 10
     for command in commands():
         _, script, *argv = shlex.split(command)
-        main = {"train.py": train.main, "sample.py": sample.main, "reproduce.py": reproduce.main}[script]
+        main = {"train.py": train.main, "sample.py": sample.main, "reproduce.py": reproduce.main, "bench.py": bench.main}[script]
         if script == "train.py" and "--resume" not in argv and "--help" not in argv:
             argv += TINY + ["--data-dir", data_dir] + (["--train-size", "20"] if any("sudoku" in a for a in argv) else [])
+        if script == "bench.py":
+            argv += ["--preset", "sudoku4", "--repeats", "1", "--batch-size", "2", "--what", "train"]
         if script == "sample.py" and "--num" in argv:
             argv[argv.index("--num") + 1] = "2"
         if script == "reproduce.py" and "--table" not in argv:
@@ -125,6 +129,16 @@ def test_readme_commands_run(tiny_findings, tmp_path, monkeypatch, data_dir, cap
         except SystemExit as stop:  # --help
             code = stop.code
         assert code == 0, (command, capsys.readouterr().err)
+
+
+def test_bench_counts_and_fits(capsys, monkeypatch):
+    """Its token counts are the sampler's, its ratios refer to n = all, and the exponent of a power law is its power."""
+    monkeypatch.setitem(train.PRESETS, "sudoku4", {**train.PRESETS["sudoku4"], **SHRINK})
+    assert run(bench.main, ["--preset", "sudoku4", "--what", "sample", "--repeats", "1", "--batch-size", "2", "--json", "--device", "cpu"]) == 0
+    rows = json.loads(capsys.readouterr().out)["sample"]
+    assert [r["tokens"] for r in rows] == [3402, 3402 + sum(min(8, 80 - i) for i in range(81)), 3402 + sum(min(32, 80 - i) for i in range(81)), 6642, 6642, 81, 3321]
+    assert rows[3]["seconds_ratio"] == 1 and rows[0]["tokens_ratio"] == 3402 / 6642
+    assert bench.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
 
 
 def test_readme_file_map_is_right():

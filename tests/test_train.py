@@ -26,7 +26,7 @@ SMALL = ["--preset", "sudoku4", "--objective", "scdm", *TINY, "--max-steps", "20
 def same_training_state(a, b):
     """Model, optimiser, generator and step of two checkpoint files are equal bit for bit."""
     a, b = (torch.load(f, weights_only=True) for f in (a, b))
-    assert a.keys() == b.keys() == {"model", "optimizer", "step", "seconds", "rng", "config", "versions"}
+    assert a.keys() == b.keys() == {"model", "optimizer", "step", "seconds", "solved", "rng", "config", "versions"}
 
     def equal(x, y):
         if isinstance(x, torch.Tensor):
@@ -54,8 +54,9 @@ def uninterrupted(tmp_path_factory, data_dir):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_training_lowers_the_loss(tmp_path, data_dir, optimizer):
     """60 small steps bring the 4x4 loss well under that of guessing (log 4 = 1.386)."""
-    train.main(SMALL + ["--optimizer", optimizer, "--width", "32", "--batch-size", "64", "--max-steps", "60", "--learning-rate", "0.01",
-                        "--muon-learning-rate", "0.05", "--log-every-steps", "10", "--data-dir", data_dir, "--out", str(tmp_path / "o")])
+    rate = ["--muon-learning-rate", "0.05"] if optimizer == "muon" else []
+    train.main(SMALL + ["--optimizer", optimizer, *rate, "--width", "32", "--batch-size", "64", "--max-steps", "60", "--learning-rate", "0.01",
+                        "--log-every-steps", "10", "--data-dir", data_dir, "--out", str(tmp_path / "o")])
     first, *_, last = [float(l) for _, l, _ in losses(tmp_path / "o")]
     assert first < 1.5 and last < 1.1
 
@@ -150,10 +151,12 @@ def test_full_disk_keeps_the_old_checkpoint(tmp_path, data_dir, capsys, uninterr
 @pytest.mark.parametrize("argv, words", [
     (["--preset", "sudoku5"], "did you mean sudoku"), (["--task", "sudoku_gen"], "did you mean sudoku-gen"),
     (["--objective", "mdn"], "did you mean mdm"), (["--batchsize", "3"], "did you mean --batch-size"), (["--order", "x"], "unknown argument --order"),
-    (["--window", "0"], "'0' is not an integer >= 1"), (["--width", "20", "--heads", "3"], "--width 20 is not a multiple"),
+    (["--window", "0", "--objective", "mtp"], "'0' is not an integer >= 1"), (["--width", "20", "--heads", "3"], "--width 20 is not a multiple"),
     (["--max-steps", "many"], "'many'"), (["--learning-rate", "nan"], "'nan'"), (["--task", "sudoku", "--board-size", "6", "--train-size", "9"], "legal: 9"),
     (["--train-size", "-1"], "--train-size: '-1'"), (["--task", "star", "--labels", "3"], "--labels 3 cannot name"), (["--optimizer", "adam"], "did you mean adamw"),
-    (["--out", "/dev/null/x", "--preset", "sudoku4"], "not writable"), (["stray"], "stray"), (["--task", "planning", "--labels", "5"], "--labels 5")])
+    (["--window", "4"], "--window has no meaning for objective mdm"), (["--preset", "sudoku4", "--arms", "3"], "it is for task star"),
+    (["--muon-learning-rate", "1"], "optimizer muon"), (["--beta2", "2"], "from 0 to 0.99999"), (["--seed", "5000000000"], "from 0 to 4294967296"),
+    (["--board-size", "5"], "legal: 4, 6, 9"), (["--out", "/dev/null/x", "--preset", "sudoku4"], "not writable"), (["stray"], "stray"), (["--task", "planning", "--labels", "5"], "--labels 5")])
 def test_mistakes_are_one_line_and_exit_2(argv, words, tmp_path, capsys, data_dir):
     assert run(train.main, ["--out", str(tmp_path / "o"), "--data-dir", data_dir, "--device", "cpu", *argv]) == 2
     error = capsys.readouterr().err
@@ -201,10 +204,27 @@ def test_schedule():
     assert train.lr_scale(1, 7.5, timed) == pytest.approx(0.5)
 
 
+def test_weights_alone_cannot_be_resumed(tmp_path, capsys):
+    (tmp_path / "ckpt.pt").write_bytes((ROOT / "results" / "demo-dial" / "scdm-seed0.pt").read_bytes())
+    config = train.Config(**{**torch.load(tmp_path / "ckpt.pt", weights_only=True)["config"], "out": str(tmp_path)})
+    assert run(lambda _: train.train(config, resume=True)) == 2 and "weights alone" in capsys.readouterr().err
+    assert not (tmp_path / "log.csv").exists()
+
+
 def test_time_limit_stops_and_saves(tmp_path, data_dir):
     out = tmp_path / "run"
     metrics = train.train(train.parse_config(SMALL + ["--max-steps", "100000", "--max-seconds", "0.3", "--log-every-steps", "5", "--data-dir", data_dir, "--out", str(out)])[0])
     assert metrics["num"] == 4 and 0 < torch.load(out / "ckpt.pt", weights_only=True)["step"] < 100000
+
+
+def test_stops_when_solved(tmp_path, data_dir, monkeypatch):
+    """stop_at_solved ends the run at the first evaluation that reaches it, and resuming does not train on."""
+    real = train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda *a, **k: ({**real(*a, **k)[0], "solved_rate": 0.9}, None))
+    argv = SMALL + ["--stop-at-solved", "0.8", "--data-dir", data_dir, "--out", str(tmp_path / "o")]
+    train.main(argv)
+    assert torch.load(tmp_path / "o" / "ckpt.pt", weights_only=True)["step"] == 7
+    assert train.train(train.parse_config(["--out", str(tmp_path / "o"), "--resume"])[0], resume=True) is None
 
 
 def test_the_core_stays_small():
