@@ -14,7 +14,7 @@ import platform
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -49,11 +49,9 @@ def windows(*counts):
     return tuple({"window": w} for w in counts)
 
 
-STAR4 = dict(task="star", arms=2, path_len=4, labels=7, width=64, depth=3, heads=4, batch_size=64, optimizer="muon",
-             learning_rate=3e-3, muon_learning_rate=4e-3, decay_fraction=0.0, max_steps=2000, eval_every_steps=100, eval_samples=256)
-DIAL = dict(PRESETS["sudoku6"], objective="scdm", width=128, depth=6, heads=4, optimizer="muon", learning_rate=2e-3, max_seconds=150.0)
+S6, STAR = PRESETS["sudoku6"], PRESETS["demo"]
+DIAL = dict(S6, objective="scdm", width=128, depth=6, heads=4, optimizer="muon", learning_rate=2e-3, max_seconds=150.0)
 DIAL_FILE = "results/demo-dial/scdm-seed0.pt"
-S6 = PRESETS["sudoku6"]
 
 FINDINGS = {
     # One GPU, minutes: all five objectives on 6x6 boards.
@@ -67,9 +65,9 @@ FINDINGS = {
     ),
     # Two CPU cores: star graphs trained live, and a shipped 6x6 model dialled.
     "demo": (
-        Run("mtp-all", dict(STAR4, objective="mtp", window="all", max_steps=6000, stop_at_solved=0.99)),
-        Run("mtp-1", dict(STAR4, objective="mtp", window="1"), at_least="mtp-all"),
-        Run("ar", dict(STAR4, objective="ar"), at_least="mtp-all"),
+        Run("mtp-all", dict(STAR, objective="mtp", window="all", max_steps=6000, stop_at_solved=0.99)),
+        Run("mtp-1", dict(STAR, objective="mtp", window="1"), at_least="mtp-all"),
+        Run("ar", dict(STAR, objective="ar"), at_least="mtp-all"),
         Run("scdm", {}, latents(0, 4, 16, ALL), shipped=DIAL_FILE),
     ),
     # One GPU: the checkpoint that the demo ships.

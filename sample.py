@@ -233,13 +233,13 @@ def choose_device(name):
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name != "auto" and not available[name]:
         raise BadInput(f"--device {name} was asked, but torch sees no such device here; use --device auto or cpu")
-    kind = next(d for d in available if available[d]) if name == "auto" else name
+    kind = ("cuda" if available["cuda"] else "cpu") if name == "auto" else name  # mps is untested, so it must be asked for
     device = torch.device(kind)
     if kind == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves fp32
     if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return device, torch.autocast("cuda", torch.bfloat16), f"device {torch.cuda.get_device_name()}, bf16 (the GPU has it)"
-    why = {"cuda": "the GPU has no bf16", "mps": "bf16 is not dependable on mps", "cpu": "bf16 is slow on most CPUs"}[kind]
+    why = {"cuda": "the GPU has no bf16", "mps": "untested", "cpu": "bf16 is slow on most CPUs"}[kind]
     return device, contextlib.nullcontext(), f"device {kind}{' (no GPU found)' if kind == 'cpu' and name == 'auto' else ''}, fp32 ({why})"
 
 
@@ -280,7 +280,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with one clear line on stderr for a mistake, and the nearest legal flag or value."""
 
     def __init__(self, **kw):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kw)
+        super().__init__(allow_abbrev=False, **kw)
 
     def parse_args(self, argv=None):
         args, unknown = self.parse_known_args(argv)
@@ -347,7 +347,7 @@ def parse_args(argv):
     p.add_argument("--candidates", type=number(1, all_=True), metavar="N|all", help="cells that compete for being next; default: all for mdm, 8 for sidm and scdm")
     p.add_argument("--tokens-per-step", type=number(1), metavar="K", help="cells committed per forward pass; default 1")
     p.add_argument("--temperature", type=number(0.0, kind=float), metavar="T", help="0 is greedy; default: 0 for puzzles, 1 for generation")
-    p.add_argument("--seed", type=number(0), default=0, help="of the order, the latents and the sampled symbols")
+    p.add_argument("--seed", type=number(0), default=0, help="of the order, the latents and the sampled symbols; default 0")
     p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run")
     p.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="auto: when stdout is a terminal")
     p.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")

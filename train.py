@@ -37,7 +37,7 @@ CACHE = str(Path(__file__).parent / "data" / "cache")
 class Config:  # the comments are the --help
     # the task
     task: str = "sudoku-gen"  # sudoku-gen | sudoku | star | planning
-    board_size: int = 4  # sudoku-gen: side of the board, 4, 6 or 9 (sudoku: 9)
+    board_size: int = 0  # sudoku-gen: side of the board, 4, 6 or 9; 0: 4 for sudoku-gen, 9 for sudoku
     arms: int = 2  # star: number of arms d
     path_len: int = 4  # star: nodes on each arm l, counted with the start
     labels: int = 50  # star, planning: how many node names there are
@@ -76,6 +76,8 @@ class Config:  # the comments are the --help
 
 
 PRESETS = {  # a preset overrides the defaults above; flags override the preset
+    "demo": dict(task="star", arms=2, path_len=4, labels=7, width=64, depth=3, heads=4, batch_size=64, optimizer="muon", learning_rate=3e-3,
+                 muon_learning_rate=4e-3, decay_fraction=0.0, max_steps=2000, eval_every_steps=100, eval_samples=256),
     "sudoku4": dict(task="sudoku-gen", board_size=4, train_size=288, width=64, depth=3, batch_size=256, max_steps=2000,
                     learning_rate=3e-3),
     "sudoku6": dict(task="sudoku-gen", board_size=6, train_size=20000, width=384, depth=6, heads=6, batch_size=1024,
@@ -112,8 +114,8 @@ def parse_config(argv):
     p.add_argument("--preset", choices=sorted(PRESETS), help="a set of fields; flags still override it")
     p.add_argument("--resume", action="store_true", help="go on from OUT/ckpt.pt with its config; an empty OUT starts fresh")
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
-    zero_is_fine = {"train_size", "max_seconds", "stop_at_solved", "seed", "weight_decay", "warmup_steps", "decay_fraction", "eval_every_steps", "beta2"}
-    largest = {"stop_at_solved": 1.0, "beta2": 0.99999, "decay_fraction": 1.0, "seed": 2**32}
+    zero_is_fine = {"board_size", "train_size", "max_seconds", "stop_at_solved", "seed", "weight_decay", "warmup_steps", "decay_fraction", "eval_every_steps", "beta2"}
+    largest = {"board_size": 9, "stop_at_solved": 1.0, "beta2": 0.99999, "decay_fraction": 1.0, "seed": 2**32}
     for f in fields(Config):
         how = {"help": comments[f.name].replace("%", "%%"), "default": argparse.SUPPRESS}
         if f.type is bool:

@@ -289,8 +289,8 @@ class Sudoku(Task):
     """sudoku-gen (any N) and sudoku (9x9 puzzles)."""
 
     def __init__(self, config):
-        N = self.N = config.board_size
         self.puzzles = config.task == "sudoku"
+        N = self.N = config.board_size or (9 if self.puzzles else 4)
         if N not in BOX or (self.puzzles and N != 9):
             raise BadInput(f"board size {N} is not available for task {config.task}; legal: {'9' if self.puzzles else '4, 6, 9'}")
         self.seed, self.train_size, self.data_dir = config.seed, config.train_size or 20_000, config.data_dir

@@ -156,7 +156,7 @@ def test_full_disk_keeps_the_old_checkpoint(tmp_path, data_dir, capsys, uninterr
     (["--train-size", "-1"], "--train-size: '-1'"), (["--task", "star", "--labels", "3"], "--labels 3 cannot name"), (["--optimizer", "adam"], "did you mean adamw"),
     (["--window", "4"], "--window has no meaning for objective mdm"), (["--preset", "sudoku4", "--arms", "3"], "it is for task star"),
     (["--muon-learning-rate", "1"], "optimizer muon"), (["--beta2", "2"], "from 0 to 0.99999"), (["--seed", "5000000000"], "from 0 to 4294967296"),
-    (["--board-size", "5"], "legal: 4, 6, 9"), (["--out", "/dev/null/x", "--preset", "sudoku4"], "not writable"), (["stray"], "stray"), (["--task", "planning", "--labels", "5"], "--labels 5")])
+    (["--board-size", "5"], "legal: 4, 6, 9"), (["--board-size", "10"], "from 0 to 9"), (["--out", "/dev/null/x", "--preset", "sudoku4"], "not writable"), (["stray"], "stray"), (["--task", "planning", "--labels", "5"], "--labels 5")])
 def test_mistakes_are_one_line_and_exit_2(argv, words, tmp_path, capsys, data_dir):
     assert run(train.main, ["--out", str(tmp_path / "o"), "--data-dir", data_dir, "--device", "cpu", *argv]) == 2
     error = capsys.readouterr().err
