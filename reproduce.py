@@ -36,7 +36,7 @@ class Run:
     name: str
     config: dict  # Config fields
     grid: tuple = ({},)  # arguments of make_dials
-    at_least: str = ""  # train at least as many steps as that run took (for controls of a run that stops when it has solved)
+    steps_of: str = ""  # train exactly as many steps as that run took (for controls of a run that stops when it has solved)
     shipped: str = ""  # a checkpoint of this repository to load instead of training
     ship: bool = False  # keep the trained weights, in bf16, beside the results
 
@@ -65,9 +65,9 @@ FINDINGS = {
     ),
     # Two CPU cores: star graphs trained live, and a shipped 6x6 model dialled.
     "demo": (
-        Run("mtp-all", dict(STAR, objective="mtp", window="all", max_steps=6000, stop_at_solved=0.99)),
-        Run("mtp-1", dict(STAR, objective="mtp", window="1"), at_least="mtp-all"),
-        Run("ar", dict(STAR, objective="ar"), at_least="mtp-all"),
+        Run("mtp-all", dict(STAR, objective="mtp", window="all", max_steps=4000, stop_at_solved=0.98)),
+        Run("mtp-1", dict(STAR, objective="mtp", window="1"), steps_of="mtp-all"),
+        Run("ar", dict(STAR, objective="ar"), steps_of="mtp-all"),
         Run("scdm", {}, latents(0, 4, 16, ALL), shipped=DIAL_FILE),
     ),
     # One GPU: the checkpoint that the demo ships.
@@ -89,9 +89,11 @@ def do_run(preset, r, seed, args, command):
     else:
         changes = {k: v for k, v in (("max_steps", args.max_steps), ("max_seconds", args.max_seconds)) if v}
         config = Config(**{**r.config, "seed": seed, "device": args.device, "out": str(out), **changes})
-        other = Path(args.results) / preset / f"{r.at_least}-seed{seed}.json"
-        if r.at_least and other.exists():
-            config.max_steps = max(config.max_steps, json.loads(other.read_text(encoding="utf-8"))["training"]["steps"])
+        if r.steps_of:
+            other = Path(args.results) / preset / f"{r.steps_of}-seed{seed}.json"
+            if not other.exists():
+                raise BadInput(f"{r.name} trains as many steps as {r.steps_of}, and {other} does not exist; run {r.steps_of} first")
+            config.max_steps = json.loads(other.read_text(encoding="utf-8"))["training"]["steps"]
         file = out / "ckpt.pt"
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()

@@ -76,8 +76,8 @@ class Config:  # the comments are the --help
 
 
 PRESETS = {  # a preset overrides the defaults above; flags override the preset
-    "demo": dict(task="star", arms=2, path_len=4, labels=7, width=64, depth=3, heads=4, batch_size=64, optimizer="muon", learning_rate=3e-3,
-                 muon_learning_rate=4e-3, decay_fraction=0.0, max_steps=2000, eval_every_steps=100, eval_samples=256),
+    "demo": dict(task="star", arms=2, path_len=4, labels=7, width=64, depth=3, heads=4, batch_size=64, embedding_std=1.0, optimizer="muon",
+                 learning_rate=3e-3, muon_learning_rate=4e-3, decay_fraction=0.0, max_steps=2000, eval_every_steps=100, eval_samples=256),
     "sudoku4": dict(task="sudoku-gen", board_size=4, train_size=288, width=64, depth=3, batch_size=256, max_steps=2000,
                     learning_rate=3e-3),
     "sudoku6": dict(task="sudoku-gen", board_size=6, train_size=20000, width=384, depth=6, heads=6, batch_size=1024,

@@ -67,6 +67,14 @@ def test_demo_preset_runs_twice_and_says_what_it_did(tiny_findings, tmp_path, ca
     assert "| star G(2,4) | mtp (trained at W = all) | all |" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("argv, words", [
+    ([], "nothing to do"), (["--preset", "demmo"], "did you mean demo"), (["--preset", "demo", "--only", "mdm"], "legal: mtp-all, mtp-1"),
+    (["--preset", "demo", "--only", "mtp-1"], "run mtp-all first"), (["--table"], "no results in")])
+def test_mistakes_are_one_line_and_exit_2(argv, words, tmp_path, capsys):
+    assert run(reproduce.main, [*argv, "--results", str(tmp_path), "--out", str(tmp_path / "o"), "--device", "cpu"]) == 2
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_shipped_checkpoint_is_small_and_dialled():
     """At most 1.5M parameters and 3 MB, and its cost falls with the dial as the formula says."""
     file = ROOT / reproduce.DIAL_FILE
