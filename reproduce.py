@@ -178,6 +178,25 @@ def pooled(results):
     return out
 
 
+def findings(results):
+    """What the rows of one preset say, in a sentence each -> list of str."""
+    rows, said = pooled(results), []
+    rate = {(r["name"], r["latents"]): 100 * r["rate"] for r in rows}
+    seconds = {(r["name"], r["latents"]): r["seconds"] for r in rows}
+
+    def gap(what, low, high):
+        if low in rate and high in rate:
+            said.append(f"{what}: {rate[low]:.1f} % -> {rate[high]:.1f} % ({rate[high] - rate[low]:+.1f} points)")
+
+    gap("without latents (sidm) -> joint prediction (mdm)", ("sidm", 0), ("mdm", "all"))
+    gap("one scdm model, no latents -> all latents", ("scdm", 0), ("scdm", "all"))
+    dial = [r["latents"] for r in rows if r["name"] == "scdm"]
+    if len(dial) > 2:
+        said.append("the dial: " + ", ".join(f"n = {n}: {rate['scdm', n]:.1f} % in {seconds['scdm', n]:.2f} s" for n in dial))
+    gap("autoregressive, without latents (mtp, W = 1) -> with (mtp, W = all)", ("mtp-1", 0), ("mtp-all", "all"))
+    return said
+
+
 def describe(config):
     if config["task"].startswith("sudoku"):
         return f"{config['task']} {config['board_size']}x{config['board_size']}"
@@ -313,7 +332,10 @@ def main(argv=None):
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for r in runs:
             done.append(do_run(args.preset, r, seed, args, command))
-    print(f"\n{table({args.preset: done})}\n\n{time.perf_counter() - start:.0f} s in all; written to {args.results}/{args.preset}")
+    print(f"\n{table({args.preset: done})}\n")
+    for line in findings(done):
+        print(line)
+    print(f"{time.perf_counter() - start:.0f} s in all; written to {args.results}/{args.preset}")
 
 
 if __name__ == "__main__":

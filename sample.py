@@ -333,6 +333,9 @@ def run(main, argv=None):
     except BrokenPipeError:  # | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:
+        print(f"{program}: {e.filename or 'a file'}: {e.strerror}", file=sys.stderr)
+        return 2
 
 
 def parse_args(argv):

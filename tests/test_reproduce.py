@@ -59,6 +59,7 @@ def test_demo_preset_runs_twice_and_says_what_it_did(tiny_findings, tmp_path, ca
     assert run(reproduce.main, argv) == 0
     first = capsys.readouterr().out
     assert first.count("trained live") >= 3 and "loaded from results/demo-dial" in first
+    assert "no latents -> all latents" in first and "(mtp, W = 1) -> with" in first and "the dial: n = 0" in first
     assert run(reproduce.main, argv) == 0
     assert "trained earlier" in capsys.readouterr().out
     rows = [r for f in (tmp_path / "r" / "demo").glob("*.json") for r in json.loads(f.read_text())["rows"]]
@@ -73,6 +74,11 @@ def test_demo_preset_runs_twice_and_says_what_it_did(tiny_findings, tmp_path, ca
 def test_mistakes_are_one_line_and_exit_2(argv, words, tmp_path, capsys):
     assert run(reproduce.main, [*argv, "--results", str(tmp_path), "--out", str(tmp_path / "o"), "--device", "cpu"]) == 2
     assert words in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_unwritable_results_folder(tiny_findings, tmp_path, capsys):
+    assert run(reproduce.main, ["--preset", "demo", "--num", "2", "--out", str(tmp_path), "--results", "/dev/null/r", "--device", "cpu"]) == 2
+    assert "/dev/null/r" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_shipped_checkpoint_is_small_and_dialled():
