@@ -326,7 +326,7 @@ def main(argv=None):
         runs = [r for r in runs if r.name in args.only.split(",")]
     print(f"preset {args.preset}, {choose_device(args.device)[2]}", flush=True)
     for r in runs:
-        print(f"  {r.name}: {'loaded from ' + r.shipped if r.shipped else 'trained here'}", flush=True)
+        print(f"  {r.name}: {'loaded from ' + r.shipped if r.shipped else f'trained here; what {args.out} already holds is taken up'}", flush=True)
     command = "python reproduce.py " + " ".join(argv if argv is not None else sys.argv[1:])
     start, done = time.perf_counter(), []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
