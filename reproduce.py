@@ -292,8 +292,8 @@ def update_readme(text, readme):
 def main(argv=None):
     p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--preset", choices=sorted(FINDINGS), help="what to train and evaluate")
-    p.add_argument("--seeds", type=number(1), default=1, help="seeds 0..K-1, each trained and evaluated")
-    p.add_argument("--first-seed", type=number(0), default=0, help="start at this seed instead")
+    p.add_argument("--seeds", type=number(1, 1000), default=1, help="seeds 0..K-1, each trained and evaluated")
+    p.add_argument("--first-seed", type=number(0, 2**31), default=0, help="start at this seed instead")
     p.add_argument("--table", action="store_true", help="print the table from the results folder; no training")
     p.add_argument("--figures", action="store_true", help="draw the figures from the results folder; no training")
     p.add_argument("--readme", action="store_true", help="with --table: also write it into README.md")

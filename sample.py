@@ -350,7 +350,7 @@ def parse_args(argv):
     p.add_argument("--candidates", type=number(1, all_=True), metavar="N|all", help="cells that compete for being next; default: all for mdm, 8 for sidm and scdm")
     p.add_argument("--tokens-per-step", type=number(1), metavar="K", help="cells committed per forward pass; default 1")
     p.add_argument("--temperature", type=number(0.0, kind=float), metavar="T", help="0 is greedy; default: 0 for puzzles, 1 for generation")
-    p.add_argument("--seed", type=number(0), default=0, help="of the order, the latents and the sampled symbols; default 0")
+    p.add_argument("--seed", type=number(0, 2**32), default=0, help="of the order, the latents and the sampled symbols; default 0")
     p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run")
     p.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="auto: when stdout is a terminal")
     p.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
@@ -365,20 +365,20 @@ def load_prompts(args, task):
         raise BadInput("--puzzle and --puzzles were both given; give one")
     if args.puzzle is not None:
         try:
-            puzzles = [task.parse(args.puzzle.strip())]
+            puzzles, places = [task.parse(args.puzzle.strip())], ["--puzzle"]
         except BadInput as e:
             raise BadInput(f"--puzzle: {e}") from None
     else:
-        puzzles = read_puzzles(args.puzzles, task)
+        puzzles, places = read_puzzles(args.puzzles, task)
         if args.num and args.num > len(puzzles):
             raise BadInput(f"--num {args.num} is more than the {len(puzzles)} puzzles of {args.puzzles}")
         puzzles = puzzles[:args.num]
     references = []
-    for number_, (prompt, answer) in enumerate(puzzles, 1):
+    for (prompt, answer), place in zip(puzzles, places):
         try:
             references.append(task.reference(prompt) if answer is None else answer)
         except BadInput as e:
-            raise BadInput(f"puzzle {number_}: {e}") from None
+            raise BadInput(f"{place}: {e}") from None
     have_all = all(r is not None for r in references)
     return torch.tensor([p for p, _ in puzzles]), torch.tensor(references) if have_all else None
 

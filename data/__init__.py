@@ -74,21 +74,25 @@ TASKS = ("sudoku-gen", "sudoku", "star", "planning")
 
 
 def read_puzzles(file, task):
-    """Puzzle file -> list of (prompt ids, answer ids or None). One a line; `#` comments and blank lines are skipped."""
+    """Puzzle file -> list of (prompt ids, answer ids or None), and where each stands ("FILE line 7").
+
+    One a line; `#` comments and blank lines are skipped. Raises BadInput that names the line.
+    """
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise BadInput(f"cannot read puzzle file {file}: {getattr(e, 'strerror', None) or e}") from None
-    puzzles = []
+    puzzles, places = [], []
     for number, line in enumerate(lines, start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             try:
                 puzzles.append(task.parse(line.strip()))
+                places.append(f"{file} line {number}")
             except BadInput as e:
                 raise BadInput(f"{file} line {number}: {e}") from None
     if not puzzles:
         raise BadInput(f"{file} holds no puzzle; expected one per line")
-    return puzzles
+    return puzzles, places
 
 
 def cached(data_dir, name, describe, build):

@@ -65,7 +65,7 @@ def test_same_seed_same_output(tiny_checkpoints, capsys):
     ("mdm", ["--latents", "0"], "no meaning for objective mdm"), ("sidm", ["--latents", "all"], "no meaning for objective sidm"),
     ("scdm", ["--latents", "-1"], "'-1' is not an integer >= 0 or the word all"), ("mtp", ["--window", "0"], "'0' is not an integer >= 1"),
     ("scdm", ["--order", "confidense"], "did you mean confidence"), ("ar", ["--order", "confidence"], "no meaning for objective ar"),
-    ("scdm", ["--latent", "3"], "did you mean --latents"), ("scdm", ["--puzzle", "1234"], "takes no puzzle"), ("mdm", ["--temperature", "-1"], "'-1'"),
+    ("scdm", ["--latent", "3"], "did you mean --latents"), ("scdm", ["--puzzle", "1234"], "takes no puzzle"), ("mdm", ["--temperature", "-1"], "'-1'"), ("mdm", ["--seed", "9" * 30], "from 0 to"),
     ("sudoku9", ["--puzzle", "123"], "3 characters"), ("sudoku9", ["--puzzle", "55" + "." * 79], "row 1 holds 5 twice"),
     ("sudoku9", ["--puzzle", "12345678." + "." * 8 + "9" + "." * 63], "no solution"), ("sudoku9", ["--puzzle", "x" * 81], "'x'"),
     ("sudoku9", ["--puzzles", "/no/such/file"], "cannot read puzzle file"), ("sudoku9", ["--num", "1001"], "has 1000"),
@@ -83,6 +83,9 @@ def test_bad_puzzle_file(tiny_checkpoints, puzzle_file, capsys):
     Path(puzzle_file).write_text((LINE + "\n") * 6 + "7" * 81 + "\n", encoding="utf-8")
     assert run(sample.main, ["--ckpt", str(tiny_checkpoints["sudoku9"]), "--puzzles", puzzle_file]) == 2
     assert "line 7: the puzzle contradicts itself: row 1 holds 7 9 times" in capsys.readouterr().err
+    Path(puzzle_file).write_text("# first\n" + LINE + "\n" + "12345678." + "." * 8 + "9" + "." * 63 + "\n", encoding="utf-8")
+    assert run(sample.main, ["--ckpt", str(tiny_checkpoints["sudoku9"]), "--puzzles", puzzle_file]) == 2
+    assert f"{puzzle_file} line 3: the puzzle has no solution" in capsys.readouterr().err
 
 
 class Hostile:

@@ -288,8 +288,8 @@ def test_every_line_of_the_puzzle_folder(puzzle_task):
     for file in sorted(Path(PUZZLES).glob("*.txt")):
         task = star if file.name.startswith("star") else puzzle_task
         lines = [l for l in file.read_text(encoding="utf-8").splitlines() if l.strip() and not l.startswith("#")]
-        puzzles = read_puzzles(file, task)
-        assert [task.format(*p) for p in puzzles] == lines
+        puzzles, places = read_puzzles(file, task)
+        assert [task.format(*p) for p in puzzles] == lines and len(places) == len(lines)
         assert task.check(*(torch.tensor(x) for x in zip(*puzzles))).all()
 
 
