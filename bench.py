@@ -18,9 +18,9 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from sample import ALL, OBJECTIVES, Parser, build_model, choose_device, decode, decode_ar, make_dials, number, run
+from sample import ALL, DEVICES, OBJECTIVES, Parser, choose_device, decode, decode_ar, make_dials, number, run
 from data import make_task
-from train import PRESETS, Config, make_step
+from train import PRESETS, Config, fresh_model, make_step
 
 PEAK = {"H100": 989e12, "H200": 989e12}
 
@@ -48,12 +48,6 @@ class RandomTask:
         tokens = torch.randint(self.K, (B, self.S), generator=generator, device=device)
         tokens[:, 0] = self.BOS
         return tokens
-
-
-def fresh_model(task, config, device):
-    model = build_model(config, task)
-    model.init_weights(torch.Generator().manual_seed(0), config.embedding_std)
-    return model.to(device)
 
 
 def time_training(task, config, device, autocast, repeats, steps=10):
@@ -118,7 +112,7 @@ def main(argv=None):
     p.add_argument("--what", choices=("train", "sample", "scale", "all"), default="all", help="what to measure")
     p.add_argument("--repeats", type=number(1), default=5, help="runs per median")
     p.add_argument("--batch-size", type=number(1), help="of sampling; default 1,024 on a GPU, 64 elsewhere")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run")
+    p.add_argument("--device", choices=DEVICES, default="auto", help="where to run")
     p.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
     args = p.parse_args(argv)
     device, autocast, reason = choose_device(args.device)

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from data import BadInput
-from sample import ALL, Parser, choose_device, evaluate, load_model, make_dials, number, run, wilson
-from train import PRESETS, Config, train
+from sample import ALL, DEVICES, Parser, choose_device, evaluate, load_checkpoint, load_model, make_dials, number, run, show_count, wilson
+from train import PRESETS, Config, save_checkpoint, train
 
 HERE = Path(__file__).parent
 
@@ -43,10 +43,6 @@ class Run:
 
 def latents(*counts):
     return tuple({"latents": n} for n in counts)
-
-
-def windows(*counts):
-    return tuple({"window": w} for w in counts)
 
 
 S6, STAR = PRESETS["sudoku6"], PRESETS["demo"]
@@ -113,9 +109,8 @@ def do_run(preset, r, seed, args, command):
         dials = make_dials(config.objective, task, config.window, **asked)
         label = f"{r.name} {' '.join(f'{k} {show_count(v, task)}' for k, v in asked.items())}"
         metrics, _ = evaluate(model, task, config.objective, dials, prompts, references, seed, device, autocast, label=label)
-        count = None if config.objective == "ar" else show_count(dials.latents, task)
         rows.append({"objective": config.objective, "trained_window": config.window if config.objective == "mtp" else None,
-                     "latents": 0 if count is None else count, "order": dials.order, "temperature": dials.temperature, **metrics})
+                     "latents": show_count(dials.latents, task), "order": dials.order, "temperature": dials.temperature, **metrics})
         print(f"  {source}: {label} solved {metrics['solved']}/{metrics['num']} in {metrics['seconds']:.1f} s", flush=True)
     name = device.type if device.type != "cuda" else torch.cuda.get_device_name()
     result = {"preset": preset, "name": r.name, "seed": seed, "source": source, "command": command, "params": model.num_params(),
@@ -128,15 +123,11 @@ def do_run(preset, r, seed, args, command):
     if not r.shipped:
         shutil.copyfile(out / "log.csv", folder / f"{r.name}-seed{seed}.csv")
     if r.ship:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint = load_checkpoint(file)
         checkpoint["model"] = {k: v.bfloat16() for k, v in checkpoint["model"].items()}
         checkpoint["config"] = {**checkpoint["config"], "out": "", "data_dir": ""}
-        torch.save({k: checkpoint[k] for k in ("model", "step", "config", "versions")}, folder / f"{r.name}-seed{seed}.pt")
+        save_checkpoint({k: checkpoint[k] for k in ("model", "step", "config", "versions")}, folder / f"{r.name}-seed{seed}.pt")
     return result
-
-
-def show_count(n, task):
-    return "all" if n >= task.A - 1 else n
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -303,7 +294,7 @@ def main(argv=None):
     p.add_argument("--max-steps", type=number(1), help="train shorter than the preset (said in the json)")
     p.add_argument("--max-seconds", type=number(1, kind=float), help="train no longer than this, each (said in the json)")
     p.add_argument("--only", help="only the runs with these names, comma-separated")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run")
+    p.add_argument("--device", choices=DEVICES, default="auto", help="where to run")
     args = p.parse_args(argv)
     if args.table:
         text = table(load_results(args.results))

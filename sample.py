@@ -29,6 +29,7 @@ from model import Transformer
 
 OBJECTIVES = ("mdm", "sidm", "scdm", "ar", "mtp")
 ORDERS = ("random", "confidence", "margin", "entropy", "left_to_right")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 ALL = 10**9  # "all latents", "all candidates": more than any task has
 
 
@@ -82,6 +83,11 @@ def make_dials(objective, task, trained_window="all", **asked):
         latents = {"mdm": ALL, "scdm": get("latents", ALL)}.get(objective, 0)
     temperature = get("temperature", 0.0 if task.unique_answer else 1.0)
     return Dials(order, candidates, latents, k, temperature)
+
+
+def show_count(n, task):
+    """A number of latents or candidates as it is reported: everything there can be is "all"."""
+    return "all" if n >= task.A - 1 else n
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -351,7 +357,7 @@ def parse_args(argv):
     p.add_argument("--tokens-per-step", type=number(1), metavar="K", help="cells committed per forward pass; default 1")
     p.add_argument("--temperature", type=number(0.0, kind=float), metavar="T", help="0 is greedy; default: 0 for puzzles, 1 for generation")
     p.add_argument("--seed", type=number(0, 2**32), default=0, help="of the order, the latents and the sampled symbols; default 0")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run")
+    p.add_argument("--device", choices=DEVICES, default="auto", help="where to run")
     p.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="auto: when stdout is a terminal")
     p.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
     return p.parse_args(argv)
@@ -409,8 +415,8 @@ def main(argv=None):
     print(reason, file=sys.stderr)
     history = [] if len(prompts) == 1 and not args.json else None
     metrics, answers = evaluate(model, task, config.objective, dials, prompts, references, args.seed, device, autocast, history=history)
-    say = {k: "all" if v >= task.A - 1 and k in ("candidates", "latents") else v for k, v in asdict(dials).items() if not isinstance(v, str)}
-    report = dict(task=task.name, objective=config.objective, params=model.num_params(), **metrics, order=dials.order, **say,
+    say = {**asdict(dials), "candidates": show_count(dials.candidates, task), "latents": show_count(dials.latents, task)}
+    report = dict(task=task.name, objective=config.objective, params=model.num_params(), **metrics, **say,
                   seed=args.seed, device=str(device))
     if args.json:
         print(json.dumps(report))

@@ -28,7 +28,7 @@ import data
 import diffusion
 import mtp
 from data import BadInput, make_task
-from sample import OBJECTIVES, Parser, build_model, choose_device, evaluate, load_checkpoint, make_dials, number, run
+from sample import DEVICES, OBJECTIVES, Parser, build_model, choose_device, evaluate, load_checkpoint, make_dials, number, run
 
 CACHE = str(Path(__file__).parent / "data" / "cache")
 
@@ -99,7 +99,7 @@ MAY_CHANGE = {"max_steps", "max_seconds", "stop_at_solved", "device", "compile",
 # Flags that only some tasks, objectives or optimisers read: asking for them elsewhere is a mistake, not a wish.
 MEANS_SOMETHING_FOR = {"window": ("objective", ("mtp",)), "board_size": ("task", ("sudoku-gen", "sudoku")), "arms": ("task", ("star",)),
                        "path_len": ("task", ("star",)), "labels": ("task", ("star", "planning")), "muon_learning_rate": ("optimizer", ("muon",))}
-CHOICES = {"task": data.TASKS, "objective": OBJECTIVES, "optimizer": ("adamw", "muon"), "device": ("auto", "cpu", "cuda", "mps")}
+CHOICES = {"task": data.TASKS, "objective": OBJECTIVES, "optimizer": ("adamw", "muon"), "device": DEVICES}
 
 
 def window(text):
@@ -217,6 +217,13 @@ def open_out(config, resume, step):
         raise BadInput(f"--out {out} is not writable ({e.strerror}); give another folder") from None
 
 
+def fresh_model(task, config, device):
+    """A model with every weight drawn from config.seed, on the device."""
+    model = build_model(config, task)
+    model.init_weights(torch.Generator().manual_seed(config.seed), config.embedding_std)
+    return model.to(device)
+
+
 def make_step(model, task, config, device, autocast, generator):
     """-> optimizers, step(scale): one optimiser step at that share of the peak learning rates, returning the loss.
 
@@ -308,9 +315,7 @@ def train(config, resume=False):
             raise BadInput(f"{file} holds weights alone, for sampling; training cannot go on from it")
         check_same_run(saved["config"], asdict(config), file)
     log = open_out(config, resume, saved["step"] if saved else 0)
-    model = build_model(config, task)
-    model.init_weights(torch.Generator().manual_seed(config.seed), config.embedding_std)
-    model.to(device)
+    model = fresh_model(task, config, device)
     print(f"{task.name} {config.objective}, {model.num_params():,} parameters, {reason}", file=sys.stderr)
     generator = torch.Generator(device).manual_seed(config.seed)
     optimizers, take_step = make_step(model, task, config, device, autocast, generator)

@@ -159,7 +159,7 @@ class Star(Path):
         super().__init__(config, "star", E=d * (l - 1), path_nodes=l, A=l, edge_separator="|", goal_separator="/")
 
     def draw(self, nodes, generator):
-        B, device = len(nodes), nodes.device
+        B = len(nodes)
         arms = nodes[:, 1:1 + self.d * (self.l - 1)].view(B, self.d, self.l - 1)
         arms = torch.cat([nodes[:, :1, None].expand(B, self.d, 1), arms], dim=2)  # (B, d, l), each from the start
         edges = torch.stack([arms[:, :, :-1], arms[:, :, 1:]], dim=3).flatten(1, 2)  # (B, E, 2)

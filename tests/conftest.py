@@ -9,7 +9,6 @@ import torch
 
 torch.set_num_threads(1)  # tiny models: one thread is faster than two that wait for each other
 
-from data import make_task
 from data.sudoku import all_boards_4x4
 from model import Transformer
 

@@ -16,7 +16,6 @@ import torch
 import sample
 import train
 from conftest import TINY
-from data import BadInput
 from sample import run
 
 ROOT = Path(__file__).parent.parent
