@@ -2,8 +2,9 @@
 
     B batch   S positions   n latents   N parameters   L blocks   D width
 
-    python bench.py                         # training and sampling at the size of a preset that suits the device
+    python bench.py                         # everything, at the size of a preset that suits the device
     python bench.py --what scale            # seconds per training step against S and against N, with fitted exponents
+    python bench.py --out results/bench.json    # what reproduce.py --table then shows in the README
 
 Model flops per token of a training step: 6 N (matrices only) + 12 L D S (attention, full). Utilisation is against
 989 TFLOP/s, the dense bf16 rate in the data sheet of the H100 and H200; on other devices none is given.
@@ -14,13 +15,14 @@ import statistics
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from sample import ALL, DEVICES, OBJECTIVES, Parser, choose_device, decode, decode_ar, make_dials, number, run
 from data import make_task
-from train import PRESETS, Config, fresh_model, make_step
+from train import PRESETS, WARM_STEPS, Config, fresh_model, make_optimizers, make_step
 
 PEAK = {"H100": 989e12, "H200": 989e12}
 
@@ -53,18 +55,52 @@ class RandomTask:
 def time_training(task, config, device, autocast, repeats, steps=10):
     """-> one row: milliseconds per step, tokens per second, model flops and their share of the peak."""
     model = fresh_model(task, config, device)
-    _, step = make_step(model, task, config, device, autocast, torch.Generator(device).manual_seed(0))
+    step = make_step(model, task, config, device, autocast, torch.Generator(device).manual_seed(0), make_optimizers(model, config, device))
+    for _ in range(WARM_STEPS):  # compile, record
+        step(0.0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = median_seconds(lambda: [step(0.0) for _ in range(steps)], device, repeats) / steps
     matrices = sum(p.numel() for p in model.blocks.parameters()) + model.head.weight.numel()
-    tokens = config.batch_size * task.S
-    flops = tokens * (6 * matrices + 12 * config.depth * config.width * task.S)
+    S = task.S - (config.objective == "ar")  # the last token is never fed
+    tokens = config.batch_size * S
+    flops = tokens * (6 * matrices + 12 * config.depth * config.width * S)
     peak = next((v for k, v in PEAK.items() if device.type == "cuda" and k in torch.cuda.get_device_name()), None)
-    return {"objective": config.objective, "params": model.num_params(), "batch_size": config.batch_size, "S": task.S,
+    return {"objective": config.objective, "optimizer": config.optimizer, "compiled": config.compile and device.type == "cuda", "params": model.num_params(), "batch_size": config.batch_size, "S": task.S,
             "ms_per_step": 1000 * seconds, "tokens_per_second": tokens / seconds, "tflops": flops / seconds / 1e12,
             "utilisation": peak and flops / seconds / peak,
             "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None}
+
+
+KINDS = (  # what a GPU kernel does, by a piece of its name; the first that fits
+    ("attention", ("sdpa", "flash", "fmha", "cudnn")),
+    ("matrix products", ("nvjet", "gemm", "cutlass", "splitK")),
+    ("optimiser, clipping", ("multi_tensor", "lerp", "LpNorm", "FusedOptimizer")),
+    ("loss", ("SoftMax", "nll_loss", "softmax")),
+    ("norms, activations, residuals, embeddings (fused by the compiler)", ("triton",)),
+    ("data, masks, copies", ("",)),
+)
+
+
+def kind_of(kernel):
+    return next(kind for kind, pieces in KINDS if any(p in kernel for p in pieces))
+
+
+def budget(task, config, device, autocast, steps=5):
+    """Where one training step goes: milliseconds of GPU kernels by kind, from torch's profiler -> rows. CUDA only."""
+    model = fresh_model(task, config, device)
+    step = make_step(model, task, config, device, autocast, torch.Generator(device).manual_seed(0), make_optimizers(model, config, device))
+    for _ in range(WARM_STEPS):
+        step(0.0)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
+        for _ in range(steps):
+            step(0.0)
+        torch.cuda.synchronize()
+    ms = dict.fromkeys((kind for kind, _ in KINDS), 0.0)
+    for event in profile.key_averages():
+        ms[kind_of(event.key)] += event.device_time_total / 1000 / steps
+    return [{"part of a step": kind, "ms": value, "share": value / sum(ms.values())} for kind, value in ms.items()]
 
 
 def time_sampling(task, config, device, autocast, repeats, batch_size):
@@ -97,13 +133,26 @@ def exponent(xs, ys):
     return sum((a - mx) * (b - my) for a, b in zip(lx, ly)) / sum((a - mx) ** 2 for a in lx)
 
 
-def show(title, rows):
-    print(f"\n{title}\n")
-    keys = list(rows[0])
-    text = [[("-" if r[k] is None else f"{r[k]:.3g}" if isinstance(r[k], float) else f"{r[k]:,}" if isinstance(r[k], int) else r[k]) for k in keys] for r in rows]
-    widths = [max(len(k), *(len(t[i]) for t in text)) for i, k in enumerate(keys)]
-    for line in [keys, *text]:
-        print("  ".join(cell.rjust(w) for cell, w in zip(line, widths)))
+def markdown(report):
+    """The report of --json as tables."""
+    titles = {"train": "Training step", "budget": "Where the mdm step goes", "sample": "Sampling", "length": "Cost against length (mdm)", "size": "Cost against parameters (mdm)"}
+    text = [f"{report['device']}, torch {report['torch']}; training at {report['width']} x {report['depth']}, medians of {report['repeats']}"]
+    for part, title in titles.items():
+        if part in report:
+            keys = list(report[part][0])
+            text += ["", f"{title}:", "", f"| {' | '.join(k.replace('_', ' ') for k in keys)} |", "|---" * len(keys) + "|"]
+            text += [f"| {' | '.join(cell(row[k]) for k in keys)} |" for row in report[part]]
+    if "exponents" in report:
+        text += [""] + [f"{name}: exponent {value:.2f}" + ("" if name == list(report["exponents"])[-1] else "  ") for name, value in report["exponents"].items()]
+    return "\n".join(text)
+
+
+def cell(value):
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else {True: "yes", False: "no"}.get(value, str(value))
 
 
 def main(argv=None):
@@ -111,40 +160,46 @@ def main(argv=None):
     p.add_argument("--preset", choices=sorted(PRESETS), help="whose model size and batch; default: sudoku9 on a GPU, sudoku9-cpu elsewhere")
     p.add_argument("--what", choices=("train", "sample", "scale", "all"), default="all", help="what to measure")
     p.add_argument("--repeats", type=number(1), default=5, help="runs per median")
-    p.add_argument("--batch-size", type=number(1), help="of sampling; default 1,024 on a GPU, 64 elsewhere")
+    p.add_argument("--batch-size", type=number(1), help="of sampling; default 4,096 on a GPU, 64 elsewhere")
     p.add_argument("--device", choices=DEVICES, default="auto", help="where to run")
     p.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
+    p.add_argument("--out", metavar="FILE", help="also write that object here, after each part")
     args = p.parse_args(argv)
     device, autocast, reason = choose_device(args.device)
     print(reason, file=sys.stderr)
     gpu = device.type == "cuda"
     config = Config(**PRESETS[args.preset or ("sudoku9" if gpu else "sudoku9-cpu")])
-    config = replace(config, max_steps=10**9, device=args.device)
-    report = {"device": reason, "torch": str(torch.__version__), "width": config.width, "depth": config.depth}
+    config = replace(config, max_steps=10**9, device=args.device, optimizer="adamw", objective="mdm")
+    report = {"device": reason, "torch": str(torch.__version__), "width": config.width, "depth": config.depth, "repeats": args.repeats}
     task = RandomTask(162 if config.task == "sudoku" else make_task(config).S)
+
+    def keep():
+        if args.out:
+            Path(args.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+    keep()
     if args.what in ("train", "all"):
-        report["train"] = [time_training(task, replace(config, objective=o, window="all"), device, autocast, args.repeats)
-                           for o in tqdm(OBJECTIVES, desc="training", delay=2)]
+        kinds = [replace(config, objective=o) for o in OBJECTIVES]
+        kinds += [replace(config, batch_size=2 * config.batch_size), replace(config, optimizer="muon")] + [replace(config, compile=False)] * gpu
+        report["train"] = [time_training(task, c, device, autocast, args.repeats) for c in tqdm(kinds, desc="training", delay=2)]
+        if gpu:
+            report["budget"] = budget(task, config, device, autocast)
+        keep()
     if args.what in ("sample", "all"):
-        report["sample"] = time_sampling(RandomTask(82), config, device, autocast, args.repeats, args.batch_size or (1024 if gpu else 64))
+        report["sample"] = time_sampling(RandomTask(82), config, device, autocast, args.repeats, args.batch_size or (4096 if gpu else 64))
+        keep()
     if args.what in ("scale", "all"):
         lengths = (16, 36, 81, 162, 512)
-        rows = [time_training(RandomTask(S), replace(config, objective="mdm", batch_size=max(1, config.batch_size * 162 // S)), device, autocast, args.repeats)
+        rows = [time_training(RandomTask(S), replace(config, batch_size=max(1, config.batch_size * 162 // S)), device, autocast, args.repeats)
                 for S in tqdm(lengths, desc="length", delay=2)]
         sizes = ((128, 5), (256, 6), (512, 6), (768, 8), (1024, 8)) if gpu else ((64, 2), (128, 4), (256, 4))
-        more = [time_training(task, replace(config, objective="mdm", width=w, depth=d, heads=max(1, w // 64)), device, autocast, args.repeats)
+        more = [time_training(task, replace(config, width=w, depth=d, heads=max(1, w // 64)), device, autocast, args.repeats)
                 for w, d in tqdm(sizes, desc="size", delay=2)]
         report["length"], report["size"] = rows, more
         report["exponents"] = {"seconds per token against S": exponent(lengths, [1 / r["tokens_per_second"] for r in rows]),
                                "seconds per step against parameters": exponent([r["params"] for r in more], [r["ms_per_step"] for r in more])}
-    if args.json:
-        print(json.dumps(report))
-        return
-    for part in ("train", "sample", "length", "size"):
-        if part in report:
-            show(part, report[part])
-    for name, value in report.get("exponents", {}).items():
-        print(f"\n{name}: exponent {value:.2f}")
+        keep()
+    print(json.dumps(report) if args.json else markdown(report))
 
 
 if __name__ == "__main__":

@@ -60,13 +60,13 @@ def hidden_loss(model, tokens, task, turn, rank, scored):
     return ((nll * scored).sum(dim=1) / scored.sum(dim=1)).mean()
 
 
-def loss(model, tokens, task, objective, generator):
-    """One draw of the likelihood bound, in nats per answer token.
+def loss(model, tokens, task, objective, generator, shard=slice(None)):
+    """One draw of the likelihood bound, in nats per answer token. shard: the samples that count (train.py).
 
     With m uniform on 1..A and the mean taken over the m hidden cells, the expectation is
     (1/A) E_order[ sum_i -log p(x_i | cells before i in the order) ] >= -(1/A) log p(x):
     the order-agnostic bound of arXiv 2110.02037, which is the masked-diffusion bound of arXiv 2406.07524.
     """
-    turn = draw_turns(len(tokens), task.A, generator, tokens.device)
+    turn = draw_turns(len(tokens), task.A, generator, tokens.device)[shard]
     rank = None if objective == "mdm" else ranks(objective, turn)  # None: the fast way to say "all 0"
-    return hidden_loss(model, tokens, task, turn, rank, turn > 0)
+    return hidden_loss(model, tokens[shard], task, turn, rank, turn > 0)

@@ -39,9 +39,9 @@ def ranks(turn, W):
     return torch.zeros_like(turn, dtype=torch.float).masked_fill(turn > W, math.inf)
 
 
-def mtp_loss(model, tokens, task, window, generator):
-    """Cross-entropy averaged over the window after a uniform random cut (nats per token)."""
+def mtp_loss(model, tokens, task, window, generator, shard=slice(None)):
+    """Cross-entropy averaged over the window after a uniform random cut (nats per token). shard: the samples that count (train.py)."""
     W = draw_window(window, task.A, generator, tokens.device)
-    turn = draw_turns(len(tokens), task.A, generator, tokens.device, left_to_right=True)  # the cut: (B, A)
+    turn = draw_turns(len(tokens), task.A, generator, tokens.device, left_to_right=True)[shard]  # the cut: (B, A)
     rank = None if window == "all" else ranks(turn, W)
-    return hidden_loss(model, tokens, task, turn, rank, (turn > 0) & (turn <= W))
+    return hidden_loss(model, tokens[shard], task, turn, rank, (turn > 0) & (turn <= W))

@@ -9,6 +9,7 @@ Each training and seed is one file results/<preset>/<name>-seed<k>.json: command
 dial; its log.csv lies beside it. Nothing in the README is typed by hand: a test compares it with these files.
 """
 import csv
+import gc
 import json
 import platform
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+import bench
 from data import BadInput
 from sample import ALL, DEVICES, Parser, choose_device, evaluate, load_checkpoint, load_model, make_dials, number, run, show_count, wilson
 from train import PRESETS, Config, save_checkpoint, train
@@ -37,16 +39,18 @@ class Run:
     config: dict  # Config fields
     grid: tuple = ({},)  # arguments of make_dials
     steps_of: str = ""  # train exactly as many steps as that run took (for controls of a run that stops when it has solved)
+    shares: str = ""  # the preset whose run of the same name this is: trained once, evaluated in both
     shipped: str = ""  # a checkpoint of this repository to load instead of training
     ship: bool = False  # keep the trained weights, in bf16, beside the results
 
 
-def latents(*counts):
-    return tuple({"latents": n} for n in counts)
+def dialled(dial, *counts):
+    return tuple({dial: n} for n in counts)
 
 
-S6, STAR = PRESETS["sudoku6"], PRESETS["demo"]
-DIAL = dict(S6, objective="scdm", width=128, depth=6, heads=4, optimizer="muon", learning_rate=2e-3, max_seconds=150.0)
+FOUR = {"ar": dict(objective="ar"), "mtp-1": dict(objective="mtp", window="1"), "mtp-all": dict(objective="mtp", window="all"), "mdm": dict(objective="mdm")}
+S6, DEMO, STAR, PLANNING = (PRESETS[p] for p in ("sudoku6", "demo", "star", "planning"))
+DIAL = dict(S6, objective="scdm", width=96, depth=10, heads=3, optimizer="muon", learning_rate=2e-3, max_seconds=90.0)
 DIAL_FILE = "results/demo-dial/scdm-seed0.pt"
 
 FINDINGS = {
@@ -56,20 +60,33 @@ FINDINGS = {
         Run("mtp-1", dict(S6, objective="mtp", window="1")),
         Run("mtp-all", dict(S6, objective="mtp", window="all")),
         Run("sidm", dict(S6, objective="sidm")),
-        Run("scdm", dict(S6, objective="scdm"), latents(0, 1, 2, 4, 8, 16, 32, ALL)),
+        Run("scdm", dict(S6, objective="scdm"), dialled("latents", 0, 1, 2, 4, 8, 16, 32, ALL)),
         Run("mdm", dict(S6, objective="mdm")),
     ),
+    # One GPU: mtp with one model for each window, and one model for all of them.
+    "windows": (
+        Run("mtp-1", dict(S6, objective="mtp", window="1"), shares="sudoku6"),
+        Run("mtp-4", dict(S6, objective="mtp", window="4")),
+        Run("mtp-8", dict(S6, objective="mtp", window="8")),
+        Run("mtp-16", dict(S6, objective="mtp", window="16")),
+        Run("mtp-all", dict(S6, objective="mtp", window="all"), shares="sudoku6"),
+        Run("mtp-random", dict(S6, objective="mtp", window="random"), dialled("window", 1, 4, 8, 16, ALL)),
+    ),
+    # One GPU: star graphs, where only the second token is hard. Five arms get twice the seconds.
+    "star": tuple(Run(f"{name}-d{d}", dict(STAR, arms=d, max_seconds=seconds, **o)) for d, seconds in ((2, 30.0), (5, 60.0)) for name, o in FOUR.items()),
+    # One GPU: minimal planning, by planning distance.
+    "planning": tuple(Run(name, dict(PLANNING, **o)) for name, o in FOUR.items()),
     # Two CPU cores: star graphs trained live, and a shipped 6x6 model dialled.
     "demo": (
-        Run("mtp-all", dict(STAR, objective="mtp", window="all", max_steps=4000, stop_at_solved=0.98)),
-        Run("mtp-1", dict(STAR, objective="mtp", window="1"), steps_of="mtp-all"),
-        Run("ar", dict(STAR, objective="ar"), steps_of="mtp-all"),
-        Run("scdm", {}, latents(0, 4, 16, ALL), shipped=DIAL_FILE),
+        Run("mtp-all", dict(DEMO, objective="mtp", window="all", max_steps=4000, stop_at_solved=0.98)),
+        Run("mtp-1", dict(DEMO, objective="mtp", window="1"), steps_of="mtp-all"),
+        Run("ar", dict(DEMO, objective="ar"), steps_of="mtp-all"),
+        Run("scdm", {}, dialled("latents", 0, 4, 16, ALL), shipped=DIAL_FILE),
     ),
     # One GPU: the checkpoint that the demo ships.
-    "demo-dial": (Run("scdm", DIAL, latents(0, 1, 2, 4, 8, 16, 32, ALL), ship=True),),
+    "demo-dial": (Run("scdm", DIAL, dialled("latents", 0, 1, 2, 4, 8, 16, 32, ALL), ship=True),),
 }
-NUM = {"demo": 1024}  # samples per row; 1,000 elsewhere
+NUM = {"demo": 1024}  # samples per row; 2,048 elsewhere
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -79,7 +96,8 @@ NUM = {"demo": 1024}  # samples per row; 1,000 elsewhere
 def do_run(preset, r, seed, args, command):
     """Train or load one Run, evaluate its grid, write its json and log -> the json's dict."""
     device, autocast, _ = choose_device(args.device)
-    out = Path(args.out) / preset / f"{r.name}-seed{seed}"
+    out = Path(args.out) / (r.shares or preset) / f"{r.name}-seed{seed}"
+    begun = time.perf_counter()
     if r.shipped:
         file, source, training = HERE / r.shipped, f"loaded from {r.shipped}", None
     else:
@@ -91,30 +109,38 @@ def do_run(preset, r, seed, args, command):
                 raise BadInput(f"{r.name} trains as many steps as {r.steps_of}, and {other} does not exist; run {r.steps_of} first")
             config.max_steps = json.loads(other.read_text(encoding="utf-8"))["training"]["steps"]
         file = out / "ckpt.pt"
+        gc.collect()  # the run before this one is gone from memory too
         if device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        source = f"trained earlier, in {out}" if train(config, resume=True) is None else "trained live"
+        taken_up = train(config, resume=True) is None
+        source = f"trained earlier, in {out}" if taken_up else "trained live"
         with open(out / "log.csv", encoding="utf-8") as f:
             last = list(csv.DictReader(f))[-1]
         training = {"steps": int(last["step"]), "seconds": float(last["seconds"]), "loss_nats": float(last["loss_nats"]),
-                    "wall_seconds": round(time.perf_counter() - start, 1),
+                    "wall_seconds": round(time.perf_counter() - begun, 1),
                     "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if device.type == "cuda" else None}
+        earlier = Path(args.results) / (r.shares or preset) / f"{r.name}-seed{seed}.json"
+        if taken_up and earlier.exists():  # it knows what that training took
+            training = json.loads(earlier.read_text(encoding="utf-8"))["training"]
     model, task, config = load_model(file, device)
-    prompts, references = task.test_set(args.num or NUM.get(preset, 1000))
+    prompts, references = task.test_set(args.num or NUM.get(preset, 2048))
     rows = []
-    if device.type == "cuda":  # the first passes of these shapes load kernels and allocate: not on the clock
-        evaluate(model, task, config.objective, make_dials(config.objective, task, config.window), prompts, None, 0, device, autocast)
     for asked in r.grid:
         dials = make_dials(config.objective, task, config.window, **asked)
+        if device.type == "cuda":  # the first pass of each shape loads kernels: not on the clock
+            evaluate(model, task, config.objective, dials, prompts, None, seed, device, autocast)
         label = f"{r.name} {' '.join(f'{k} {show_count(v, task)}' for k, v in asked.items())}"
-        metrics, _ = evaluate(model, task, config.objective, dials, prompts, references, seed, device, autocast, label=label)
+        metrics, answers = evaluate(model, task, config.objective, dials, prompts, references, seed, device, autocast, label=label)
         rows.append({"objective": config.objective, "trained_window": config.window if config.objective == "mtp" else None,
                      "latents": show_count(dials.latents, task), "order": dials.order, "temperature": dials.temperature, **metrics})
+        if task.name == "planning":
+            distance, solved = task.distance(prompts), task.check(prompts, answers)
+            rows[-1]["by_distance"] = {str(k): [int(solved[distance == k].sum()), int((distance == k).sum())] for k in range(int(distance.max()) + 1)}
         print(f"  {source}: {label} solved {metrics['solved']}/{metrics['num']} in {metrics['seconds']:.1f} s", flush=True)
     name = device.type if device.type != "cuda" else torch.cuda.get_device_name()
     result = {"preset": preset, "name": r.name, "seed": seed, "source": source, "command": command, "params": model.num_params(),
-              "training": training, "machine": {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+              "training": training, "wall_seconds": round(time.perf_counter() - begun, 1), "machine": {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
                                                 "python": platform.python_version()},
               "date": time.strftime("%Y-%m-%d"), "rows": rows, "config": {k: v for k, v in vars(config).items() if k not in ("out", "data_dir")}}
     folder = Path(args.results) / preset
@@ -140,7 +166,7 @@ def load_results(folder):
     for preset, runs in FINDINGS.items():
         order = {r.name: i for i, r in enumerate(runs)}
         files = sorted((Path(folder) / preset).glob("*-seed*.json"))
-        loaded = [json.loads(f.read_text(encoding="utf-8")) for f in files]
+        loaded = [dict(json.loads(f.read_text(encoding="utf-8")), log=f.with_suffix(".csv")) for f in files]
         loaded = [d for d in loaded if d["name"] in order]
         if loaded:
             found[preset] = sorted(loaded, key=lambda d: (order[d["name"]], d["seed"]))
@@ -158,34 +184,66 @@ def pooled(results):
     out = []
     for (name, _), pairs in rows.items():
         k, n = sum(r["solved"] for _, r in pairs), sum(r["num"] for _, r in pairs)
-        first = pairs[0][1]
-        rates = [r["solved_rate"] for _, r in pairs]
+        first, trained = pairs[0][1], [d["training"] for d, _ in pairs if d["training"]]
+        distances = {}
+        for _, r in pairs:
+            for distance, (solved, num) in r.get("by_distance", {}).items():
+                a, b = distances.get(distance, (0, 0))
+                distances[distance] = (a + solved, b + num)
         out.append({"name": name, "objective": first["objective"], "window": first["trained_window"], "latents": first["latents"],
                     "task": describe(pairs[0][0]["config"]), "solved": k, "num": n, "rate": k / n, "interval": wilson(k, n), "seeds": len(pairs),
-                    "rates": rates, "nfe": first["nfe"], "tokens": first["tokens"],
-                    "seconds": sum(r["seconds"] for _, r in pairs) / len(pairs), "source": pairs[0][0]["source"].split(" in ")[0].split(",")[0].split(" from ")[0],
-                    "steps": " ".join(str(d["training"]["steps"]) for d, _ in pairs if d["training"]),
-                    "train_seconds": [d["training"] and d["training"]["seconds"] for d, _ in pairs]})
+                    "rates": [r["solved_rate"] for _, r in pairs], "nfe": first["nfe"], "tokens": first["tokens"],
+                    "seconds": sum(r["seconds"] for _, r in pairs) / len(pairs), "params": pairs[0][0]["params"], "by_distance": distances,
+                    "source": pairs[0][0]["source"].split(" in ")[0].split(",")[0].split(" from ")[0],
+                    "steps": " ".join(str(t["steps"]) for t in trained), "train_seconds": [t["seconds"] for t in trained],
+                    "memory": max((t["peak_memory_gb"] or 0 for t in trained), default=0)})
     return out
+
+
+def gaps(rows):
+    """What latents change, at equal training seconds -> [(task, what, row without latents, row with all of them)]."""
+    pairs = []
+    for task in dict.fromkeys(r["task"] for r in rows):
+        of = {(r["objective"], r["window"], r["latents"]): r for r in rows if r["task"] == task}
+        for what, low, high in (("diffusion: independent (sidm) or joint (mdm)", ("sidm", None, 0), ("mdm", None, "all")),
+                                ("diffusion: one scdm model at n = 0 or n = all", ("scdm", None, 0), ("scdm", None, "all")),
+                                ("autoregressive: mtp trained with W = 1 or W = all", ("mtp", "1", 0), ("mtp", "all", "all"))):
+            if low in of and high in of:
+                pairs.append((task, what, of[low], of[high]))
+    return pairs
 
 
 def findings(results):
     """What the rows of one preset say, in a sentence each -> list of str."""
-    rows, said = pooled(results), []
-    rate = {(r["name"], r["latents"]): 100 * r["rate"] for r in rows}
-    seconds = {(r["name"], r["latents"]): r["seconds"] for r in rows}
-
-    def gap(what, low, high):
-        if low in rate and high in rate:
-            said.append(f"{what}: {rate[low]:.1f} % -> {rate[high]:.1f} % ({rate[high] - rate[low]:+.1f} points)")
-
-    gap("without latents (sidm) -> joint prediction (mdm)", ("sidm", 0), ("mdm", "all"))
-    gap("one scdm model, no latents -> all latents", ("scdm", 0), ("scdm", "all"))
-    dial = [r["latents"] for r in rows if r["name"] == "scdm"]
+    rows = pooled(results)
+    said = [f"{task}: {what}: {100 * a['rate']:.1f} % -> {100 * b['rate']:.1f} % ({100 * (b['rate'] - a['rate']):+.1f} points)" for task, what, a, b in gaps(rows)]
+    dial = [r for r in rows if r["objective"] == "scdm"]
     if len(dial) > 2:
-        said.append("the dial: " + ", ".join(f"n = {n}: {rate['scdm', n]:.1f} % in {seconds['scdm', n]:.2f} s" for n in dial))
-    gap("autoregressive, without latents (mtp, W = 1) -> with (mtp, W = all)", ("mtp-1", 0), ("mtp-all", "all"))
+        said.append("the dial: " + ", ".join(f"n = {r['latents']}: {100 * r['rate']:.1f} % in {r['seconds']:.2f} s" for r in dial))
+    special = {r["latents"]: r for r in rows if r["window"] not in (None, "random")}
+    for r in rows:
+        if r["window"] == "random" and r["latents"] in special:
+            a, b = 100 * special[r["latents"]]["rate"], 100 * r["rate"]
+            said.append(f"{show_window(r['latents'])}: a model of its own {a:.1f} %, the one for all windows {b:.1f} % ({b - a:+.1f} points)")
     return said
+
+
+def summary(found):
+    """Markdown: one line per finding."""
+    text = ["| task | what is compared | no latents, solved % | all latents, solved % | seeds | preset |", "|---|---|---|---|---|---|"]
+
+    def share(r):
+        low, high = r["interval"]
+        seeds = f"; seeds {' '.join(f'{100 * x:.0f}' for x in r['rates'])}" if r["seeds"] > 1 else ""
+        return f"{100 * r['rate']:.1f} ({100 * low:.1f}-{100 * high:.1f}{seeds})"
+
+    for preset, results in found.items():
+        text += [f"| {task} | {what} | {share(a)} | {share(b)} | {a['seeds']} | `{preset}` |" for task, what, a, b in gaps(pooled(results))]
+    return "\n".join(text)
+
+
+def show_window(latents):
+    return "W = all" if latents == "all" else f"W = {latents + 1}"
 
 
 def describe(config):
@@ -200,16 +258,27 @@ def table(found):
     """Markdown, one table per preset."""
     text = []
     for preset, results in found.items():
-        m, seeds = results[0]["machine"], {d["seed"] for d in results}
-        text += [f"**{preset}**: `{results[0]['command']}` ({m['device']}, {m['threads']} threads, torch {m['torch']}, {len(seeds)} seed{'s' * (len(seeds) > 1)})", ""]
-        text += ["| task | objective | latents | solved % | counts | 95 % interval | per seed % | NFE | tokens | seconds | weights |", "|---|---|---|---|---|---|---|---|---|---|---|"]
-        for r in pooled(results):
+        m, seeds = results[0]["machine"], sorted({d["seed"] for d in results})
+        minutes = sum(d["wall_seconds"] for d in results) / 60 / len(seeds)
+        command = f"python reproduce.py --preset {preset}" + (f" --seeds {len(seeds)}" if len(seeds) > 1 else "")
+        text += [f"**{preset}**: `{command}` ({m['device']}, {m['threads']} threads, torch {m['torch']}; {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
+                 f"{minutes:.1f} minutes each with training, compiling and evaluation)", ""]
+        rows = pooled(results)
+        text += ["| task | objective | latents | solved % | counts | 95 % interval | per seed % | NFE | tokens | seconds | weights | GB |",
+                 "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+        for r in rows:
             low, high = r["interval"]
             objective = r["objective"] + (f" (trained at W = {r['window']})" if r["window"] else "")
-            trained = [s for s in r["train_seconds"] if s]
-            weights = f"{r['source']}, {sum(trained) / len(trained):.0f} s, {r['steps']} steps" if trained else r["source"]
+            trained = r["train_seconds"]
+            weights = f"{r['params'] / 1e6:.2f}M, " + (f"{sum(trained) / len(trained):.0f} s, {r['steps']} steps" if trained else r["source"])
             text.append(f"| {r['task']} | {objective} | {r['latents']} | {100 * r['rate']:.1f} | {r['solved']}/{r['num']} | {100 * low:.1f}-{100 * high:.1f} | "
-                        f"{' '.join(f'{100 * x:.0f}' for x in r['rates'])} | {r['nfe']} | {r['tokens']} | {r['seconds']:.2f} | {weights} |")
+                        f"{' '.join(f'{100 * x:.0f}' for x in r['rates'])} | {r['nfe']} | {r['tokens']} | {r['seconds']:.2f} | {weights} | {r['memory'] or '-'} |")
+        if rows[0]["by_distance"]:
+            distances = list(rows[0]["by_distance"])
+            text += ["", "Solved %, with counts, by planning distance:", "", f"| objective | {' | '.join(distances)} |", "|---" * (1 + len(distances)) + "|"]
+            for r in rows:
+                objective = r["objective"] + (f" (W = {r['window']})" if r["window"] else "")
+                text.append(f"| {objective} | " + " | ".join(f"{100 * k / n:.0f} ({k}/{n})" if n else "-" for k, n in r["by_distance"].values()) + " |")
         text.append("")
     return "\n".join(text).rstrip()
 
@@ -218,7 +287,7 @@ COLORS = {"mdm": "#1b6ca8", "sidm": "#c0392b", "scdm": "#2a9d5c", "mtp": "#8e44a
 
 
 def figures(found, folder):
-    """Accuracy against latents and against seconds, both families: one file per preset in which something is dialled."""
+    """results/ -> files: accuracy against latents and time where something is dialled, accuracy against training where it is not."""
     try:
         import matplotlib
     except ImportError:
@@ -228,43 +297,17 @@ def figures(found, folder):
     files = []
     for preset, results in found.items():
         rows = pooled(results)
-        dialled = [r["latents"] for r in rows if r["latents"] not in (0, "all")]
-        if not dialled:
+        if preset == "windows":  # drawn with sudoku6: both families in one figure
             continue
-        for r in rows:
-            r["x"] = 2.2 * max(dialled) if r["latents"] == "all" else r["latents"]
-            r["ms"] = 1000 * r["seconds"] * r["seeds"] / r["num"]
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-        for axis, x in ((left, "x"), (right, "ms")):
-            drawn = {}
-            for r in rows:
-                drawn.setdefault((r["name"], r["objective"]), []).append(r)
-            for (name, objective), members in drawn.items():
-                y = [100 * r["rate"] for r in members]
-                error = [[100 * (r["rate"] - r["interval"][0]) for r in members], [100 * (r["interval"][1] - r["rate"]) for r in members]]
-                label = f"{objective}{' W = ' + members[0]['window'] if members[0]['window'] else ''} ({members[0]['task']})"
-                marker = "s" if objective in ("ar", "mtp") else "o"  # squares: left to right; circles: diffusion
-                hollow = "none" if members[0]["latents"] == 0 and len(members) == 1 else COLORS[objective]  # hollow: no latents
-                axis.errorbar([r[x] for r in members], y, yerr=error, fmt="-" + marker, color=COLORS[objective], mfc=hollow, capsize=3, label=label)
-        left.set_xscale("symlog", linthresh=1)
-        ticks = sorted({r["x"] for r in rows})
-        left.set_xticks(ticks, ["all" if t > max(dialled) else str(t) for t in ticks])
-        left.minorticks_off()
-        left.set_xlabel("latent tokens in each forward pass")
-        left.set_ylabel("solved, %")
-        left.set_ylim(0, 103)
-        right.set_xlabel("milliseconds per sample (measured)")
-        if max(r["ms"] for r in rows) > 20 * min(r["ms"] for r in rows):
-            right.set_xscale("log")
-            right.xaxis.set_major_formatter("{x:g}")
-            right.xaxis.set_minor_formatter("")
-        else:
-            right.set_xlim(left=0)
-        for axis in (left, right):
-            axis.grid(alpha=0.25)
-        right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+        if preset == "sudoku6":
+            rows += [r for r in pooled(found.get("windows", [])) if r["name"] not in {o["name"] for o in rows}]
         seeds = max(r["seeds"] for r in rows)
-        figure.suptitle(f"{preset}: accuracy against latents and against time ({seeds} seed{'s' * (seeds > 1)}, 95 % intervals)", fontsize=11)
+        bars = "whiskers: lowest and highest seed" if seeds > 1 else "95 % intervals"
+        title = f"{seeds} seed{'s' * (seeds > 1)}, {bars}"
+        if any(r["latents"] not in (0, "all") for r in rows):
+            figure = draw_dial(plt, rows, f"{preset}: accuracy against latents and against time ({title})")
+        else:
+            figure = draw_training(plt, results, f"{preset}: accuracy during training ({seeds} seed{'s' * (seeds > 1)})")
         figure.tight_layout()
         files.append(Path(folder) / f"{preset}.png")
         figure.savefig(files[-1], dpi=120, metadata={"Software": None})
@@ -272,12 +315,83 @@ def figures(found, folder):
     return files
 
 
-def update_readme(text, readme):
-    """Put the table between the markers of the README."""
-    begin, end = "<!-- table: python reproduce.py --table -->", "<!-- end of table -->"
-    before, _, rest = readme.partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}\n{text}\n{end}{after}"
+def draw_dial(plt, rows, title):
+    """Left: solved against latents. Right: against measured milliseconds. One line for each model that is dialled."""
+    most = max(r["latents"] for r in rows if r["latents"] != "all")
+    for r in rows:
+        r["x"] = 2.2 * most if r["latents"] == "all" else r["latents"]
+        r["ms"] = 1000 * r["seconds"] * r["seeds"] / r["num"]
+    lines = {}
+    for r in rows:  # the specialists of mtp, one model for each window, share a line
+        several = r["window"] not in (None, "random") and sum(o["window"] not in (None, "random") for o in rows) > 2
+        name = "one model per window" if several else f"W = {r['window']}" if r["window"] else ""
+        lines.setdefault((r["objective"], "one model, any window" if r["window"] == "random" else name, r["task"]), []).append(r)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for axis, x in ((left, "x"), (right, "ms")):
+        for (objective, name, task), members in lines.items():
+            members.sort(key=lambda r: r["x"])
+            y = [100 * r["rate"] for r in members]
+            low = [min(r["rates"]) if r["seeds"] > 1 else r["interval"][0] for r in members]
+            high = [max(r["rates"]) if r["seeds"] > 1 else r["interval"][1] for r in members]
+            error = [[max(0, a - 100 * b) for a, b in zip(y, low)], [max(0, 100 * b - a) for a, b in zip(y, high)]]
+            marker = "s" if objective in ("ar", "mtp") else "o"  # squares: left to right; circles: diffusion
+            hollow = "none" if len(members) == 1 and members[0]["latents"] == 0 else "white" if name == "one model, any window" else COLORS[objective]
+            axis.errorbar([r[x] for r in members], y, yerr=error, fmt=("--" if name.startswith("one model per") else "-") + marker, color=COLORS[objective],
+                          mfc=hollow, capsize=3, label=f"{objective}{', ' + name if name else ''}" + (f" ({task})" if len({r['task'] for r in rows}) > 1 else ""))
+    left.set_xscale("symlog", linthresh=1)
+    ticks = [x for x in (0, 1, 2, 4, 8, 16, 32, 64, 128, 2.2 * most) if any(r["x"] == x for r in rows)]
+    left.set_xticks(ticks, ["all" if t > most else str(t) for t in ticks])
+    left.minorticks_off()
+    left.set_xlabel("latent tokens in each forward pass (n, or W - 1)")
+    left.set_ylabel("solved, %")
+    left.set_ylim(0, 103)
+    right.set_xlabel("milliseconds per sample (measured)")
+    if max(r["ms"] for r in rows) > 20 * min(r["ms"] for r in rows):
+        right.set_xscale("log")
+        right.xaxis.set_major_formatter("{x:g}")
+        right.xaxis.set_minor_formatter("")
+    else:
+        right.set_xlim(left=0)
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def draw_training(plt, results, title):
+    """One panel per task: solved against training seconds, a line for each run and seed, from the logs."""
+    tasks = list(dict.fromkeys(describe(d["config"]) for d in results))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks) + 1, 4), squeeze=False)
+    for axis, task in zip(axes[0], tasks):
+        for d in (d for d in results if describe(d["config"]) == task):
+            with open(d["log"], encoding="utf-8") as f:
+                points = [(float(r["seconds"]), 100 * int(r["solved"]) / int(r["num"])) for r in csv.DictReader(f) if r["solved"]]
+            objective, window = d["rows"][0]["objective"], d["rows"][0]["trained_window"]
+            axis.plot(*zip(*points), "--" if window == "1" else "-", color=COLORS[objective], label=(objective + (f", W = {window}" if window else "")) if d["seed"] == results[0]["seed"] else None)
+        axis.set(title=task, xlabel="training seconds", ylabel="solved, %", ylim=(-2, 103))
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def update_readme(texts, readme):
+    """Put each of the texts {name: markdown} between the markers of that name in the README."""
+    for name, text in texts.items():
+        begin, end = f"<!-- {name}: python reproduce.py --table -->", f"<!-- end of {name} -->"
+        before, _, rest = readme.partition(begin)
+        readme = f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+    return readme
+
+
+def tables(folder):
+    """results/ -> {summary, table}: what --table prints and the README holds."""
+    found = load_results(folder)
+    text, speed = table(found), Path(folder) / "bench.json"
+    if speed.exists():
+        text += "\n\n**Speed**: `python bench.py --out results/bench.json`, " + bench.markdown(json.loads(speed.read_text(encoding="utf-8")))
+    return {"summary": summary(found), "table": text}
 
 
 def main(argv=None):
@@ -290,18 +404,18 @@ def main(argv=None):
     p.add_argument("--readme", action="store_true", help="with --table: also write it into README.md")
     p.add_argument("--results", default=str(HERE / "results"), help="results folder")
     p.add_argument("--out", default="out", help="folder for checkpoints")
-    p.add_argument("--num", type=number(1), help="samples per row; default 1,024 for demo, else 1,000")
+    p.add_argument("--num", type=number(1), help="samples per row; default 1,024 for demo, else 2,048")
     p.add_argument("--max-steps", type=number(1), help="train shorter than the preset (said in the json)")
     p.add_argument("--max-seconds", type=number(1, kind=float), help="train no longer than this, each (said in the json)")
     p.add_argument("--only", help="only the runs with these names, comma-separated")
     p.add_argument("--device", choices=DEVICES, default="auto", help="where to run")
     args = p.parse_args(argv)
     if args.table:
-        text = table(load_results(args.results))
-        print(text)
+        texts = tables(args.results)
+        print("\n\n".join(texts.values()))
         if args.readme:
             readme = HERE / "README.md"
-            readme.write_text(update_readme(text, readme.read_text(encoding="utf-8")), encoding="utf-8")
+            readme.write_text(update_readme(texts, readme.read_text(encoding="utf-8")), encoding="utf-8")
     if args.figures:
         for file in figures(load_results(args.results), args.results):
             print(f"drew {file}")

