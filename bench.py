@@ -52,12 +52,18 @@ class RandomTask:
         return tokens
 
 
-def time_training(task, config, device, autocast, repeats, steps=10):
-    """-> one row: milliseconds per step, tokens per second, model flops and their share of the peak."""
+def warm_step(task, config, device, autocast):
+    """-> a fresh model and its step(scale), compiled and recorded."""
     model = fresh_model(task, config, device)
     step = make_step(model, task, config, device, autocast, torch.Generator(device).manual_seed(0), make_optimizers(model, config, device))
-    for _ in range(WARM_STEPS):  # compile, record
+    for _ in range(WARM_STEPS):
         step(0.0)
+    return model, step
+
+
+def time_training(task, config, device, autocast, repeats, steps=10):
+    """-> one row: milliseconds per step, tokens per second, model flops and their share of the peak."""
+    model, step = warm_step(task, config, device, autocast)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = median_seconds(lambda: [step(0.0) for _ in range(steps)], device, repeats) / steps
@@ -66,7 +72,8 @@ def time_training(task, config, device, autocast, repeats, steps=10):
     tokens = config.batch_size * S
     flops = tokens * (6 * matrices + 12 * config.depth * config.width * S)
     peak = next((v for k, v in PEAK.items() if device.type == "cuda" and k in torch.cuda.get_device_name()), None)
-    return {"objective": config.objective, "optimizer": config.optimizer, "compiled": config.compile and device.type == "cuda", "params": model.num_params(), "batch_size": config.batch_size, "S": task.S,
+    return {"objective": config.objective, "optimizer": config.optimizer, "compiled": config.compile and device.type == "cuda",
+            "params": model.num_params(), "batch_size": config.batch_size, "S": task.S,
             "ms_per_step": 1000 * seconds, "tokens_per_second": tokens / seconds, "tflops": flops / seconds / 1e12,
             "utilisation": peak and flops / seconds / peak,
             "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None}
@@ -75,7 +82,7 @@ def time_training(task, config, device, autocast, repeats, steps=10):
 KINDS = (  # what a GPU kernel does, by a piece of its name; the first that fits
     ("attention", ("sdpa", "flash", "fmha", "cudnn")),
     ("matrix products", ("nvjet", "gemm", "cutlass", "splitK")),
-    ("optimiser, clipping", ("multi_tensor", "lerp", "LpNorm", "FusedOptimizer")),
+    ("optimiser, clipping", ("multi_tensor", "LpNorm", "FusedOptimizer")),
     ("loss", ("SoftMax", "nll_loss", "softmax")),
     ("norms, activations, residuals, embeddings (fused by the compiler)", ("triton",)),
     ("data, masks, copies", ("",)),
@@ -88,10 +95,7 @@ def kind_of(kernel):
 
 def budget(task, config, device, autocast, steps=5):
     """Where one training step goes: milliseconds of GPU kernels by kind, from torch's profiler -> rows. CUDA only."""
-    model = fresh_model(task, config, device)
-    step = make_step(model, task, config, device, autocast, torch.Generator(device).manual_seed(0), make_optimizers(model, config, device))
-    for _ in range(WARM_STEPS):
-        step(0.0)
+    _, step = warm_step(task, config, device, autocast)
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         for _ in range(steps):

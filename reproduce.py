@@ -194,7 +194,6 @@ def pooled(results):
                     "task": describe(pairs[0][0]["config"]), "solved": k, "num": n, "rate": k / n, "interval": wilson(k, n), "seeds": len(pairs),
                     "rates": [r["solved_rate"] for _, r in pairs], "nfe": first["nfe"], "tokens": first["tokens"],
                     "seconds": sum(r["seconds"] for _, r in pairs) / len(pairs), "params": pairs[0][0]["params"], "by_distance": distances,
-                    "source": pairs[0][0]["source"].split(" in ")[0].split(",")[0].split(" from ")[0],
                     "steps": " ".join(str(t["steps"]) for t in trained), "train_seconds": [t["seconds"] for t in trained],
                     "memory": max((t["peak_memory_gb"] or 0 for t in trained), default=0)})
     return out
@@ -270,7 +269,7 @@ def table(found):
             low, high = r["interval"]
             objective = r["objective"] + (f" (trained at W = {r['window']})" if r["window"] else "")
             trained = r["train_seconds"]
-            weights = f"{r['params'] / 1e6:.2f}M, " + (f"{sum(trained) / len(trained):.0f} s, {r['steps']} steps" if trained else r["source"])
+            weights = f"{r['params'] / 1e6:.2f}M, " + (f"{sum(trained) / len(trained):.0f} s, {r['steps']} steps" if trained else "loaded")
             text.append(f"| {r['task']} | {objective} | {r['latents']} | {100 * r['rate']:.1f} | {r['solved']}/{r['num']} | {100 * low:.1f}-{100 * high:.1f} | "
                         f"{' '.join(f'{100 * x:.0f}' for x in r['rates'])} | {r['nfe']} | {r['tokens']} | {r['seconds']:.2f} | {weights} | {r['memory'] or '-'} |")
         if rows[0]["by_distance"]:
@@ -321,10 +320,9 @@ def draw_dial(plt, rows, title):
     for r in rows:
         r["x"] = 2.2 * most if r["latents"] == "all" else r["latents"]
         r["ms"] = 1000 * r["seconds"] * r["seeds"] / r["num"]
-    lines = {}
+    lines, specialists = {}, [r for r in rows if r["window"] not in (None, "random")]
     for r in rows:  # the specialists of mtp, one model for each window, share a line
-        several = r["window"] not in (None, "random") and sum(o["window"] not in (None, "random") for o in rows) > 2
-        name = "one model per window" if several else f"W = {r['window']}" if r["window"] else ""
+        name = "one model per window" if r in specialists and len(specialists) > 2 else f"W = {r['window']}" if r["window"] else ""
         lines.setdefault((r["objective"], "one model, any window" if r["window"] == "random" else name, r["task"]), []).append(r)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for axis, x in ((left, "x"), (right, "ms")):

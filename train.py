@@ -380,7 +380,7 @@ def train(config, resume=False):
         restore(saved, model, optimizers, generator, config, device)
         step, seconds = saved["step"], saved["seconds"]
         ended = step >= config.max_steps or 0 < config.max_seconds <= seconds or saved["solved"] and 0 < config.stop_at_solved
-    take_step = make_step(model, task, config, device, autocast, generator, optimizers)
+    take_step = None if ended else make_step(model, task, config, device, autocast, generator, optimizers)
     prompts, references = task.test_set(config.eval_samples)
     dials = make_dials(config.objective, task, config.window)
 

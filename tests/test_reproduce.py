@@ -157,6 +157,15 @@ def test_bench_counts_and_fits(capsys, monkeypatch):
     assert bench.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
 
 
+def test_bench_scales(capsys, monkeypatch):
+    """--what scale: one row for each length and size, and an exponent for both."""
+    monkeypatch.setitem(train.PRESETS, "sudoku4", {**train.PRESETS["sudoku4"], **SHRINK})
+    assert run(bench.main, ["--preset", "sudoku4", "--what", "scale", "--repeats", "1", "--json", "--device", "cpu"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["S"] for row in report["length"]] == [16, 36, 81, 162, 512] and len(report["size"]) == 3 and len(report["exponents"]) == 2
+    assert report["size"][0]["params"] < report["size"][-1]["params"] and all(row["ms_per_step"] > 0 for row in report["length"])
+
+
 def test_bench_knows_its_kernels():
     """Names as they stood in a profile of one step."""
     names = {"nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_TNT": "matrix products", "void cublasLt::splitKreduce_kernel<32, 16>": "matrix products",
