@@ -461,4 +461,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    code = run(main)
+    if WORLD > 1:  # a gloo thread may still be letting go of its last tensor, and would abort an interpreter that winds down
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
