@@ -5,23 +5,28 @@
     python bench.py                         # everything, at the size of a preset that suits the device
     python bench.py --what scale            # seconds per training step against S and against N, with fitted exponents
     python bench.py --out results/bench.json    # what reproduce.py --table then shows in the README
+    python bench.py --what processes --out results/bench-processes.json    # torchrun: one process per GPU against one process
 
 Model flops per token of a training step: 6 N (matrices only) + 12 L D S (attention, full). Utilisation is against
 989 TFLOP/s, the dense bf16 rate in the data sheet of the H100 and H200; on other devices none is given.
 """
+import csv
 import json
 import math
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from sample import ALL, DEVICES, OBJECTIVES, Parser, choose_device, decode, decode_ar, make_dials, number, run
-from data import make_task
+from data import BadInput, make_task
 from train import PRESETS, WARM_STEPS, Config, fresh_model, make_optimizers, make_step
 
 PEAK = {"H100": 989e12, "H200": 989e12}
@@ -130,6 +135,33 @@ def time_sampling(task, config, device, autocast, repeats, batch_size):
     return rows
 
 
+def time_processes(config, count, steps=400):
+    """train.py with 1 process and with `count` under torchrun: same seed, same global batch -> a row each, with the loss curve.
+
+    At most 2,000 puzzles or boards (each batch is augmented anyway): a speed needs no more, and making 200,000 takes ten minutes.
+    """
+    config = replace(config, train_size=min(config.train_size, 2000), max_seconds=0.0, max_steps=steps, log_every_steps=steps // 8, eval_every_steps=0, eval_samples=1)
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in asdict(config).items() if v != getattr(Config(), k) and k != "compile"] + ["--compile"] * config.compile
+    rows = []
+    for world in (1, count):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
+        threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // world))}
+        with tempfile.TemporaryDirectory() as out:
+            done = subprocess.run([sys.executable, *torchrun, str(Path(__file__).parent / "train.py"), *flags, "--out", out],
+                                  env={**os.environ, **threads}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                lines = done.stderr.strip().splitlines()
+                why = next((line for line in lines if line.startswith("train.py: ")), lines[-1])  # torchrun says a page more
+                raise BadInput(f"training with {world} processes failed: {why}")
+            with open(Path(out) / "log.csv", encoding="utf-8") as f:
+                log = [(int(r["step"]), float(r["seconds"]), float(r["loss_nats"])) for r in csv.DictReader(f)]
+        (first, begin, _), (last, end, _) = log[0], log[-1]  # the first row holds start-up
+        seconds = (end - begin) / (last - first)
+        rows.append({"processes": world, "global_batch": config.batch_size, "ms_per_step": 1000 * seconds, "samples_per_second": config.batch_size / seconds,
+                     "throughput_ratio": rows[0]["ms_per_step"] / (1000 * seconds) if rows else 1.0, **{f"loss at {step}": loss for step, _, loss in log[::2]}})
+    return rows
+
+
 def exponent(xs, ys):
     """Slope of log y against log x, least squares."""
     lx, ly = [math.log(x) for x in xs], [math.log(y) for y in ys]
@@ -139,8 +171,9 @@ def exponent(xs, ys):
 
 def markdown(report):
     """The report of --json as tables."""
-    titles = {"train": "Training step", "budget": "Where the mdm step goes", "sample": "Sampling", "length": "Cost against length (mdm)", "size": "Cost against parameters (mdm)"}
-    text = [f"{report['device']}, torch {report['torch']}; training at {report['width']} x {report['depth']}, medians of {report['repeats']}"]
+    titles = {"train": "Training step", "budget": "Where the mdm step goes", "sample": "Sampling", "length": "Cost against length (mdm)", "size": "Cost against parameters (mdm)",
+              "processes": "Several processes (torchrun, DistributedDataParallel), a GPU or a share of the CPU each; mean over the steps"}
+    text = [f"{report['device']}, torch {report['torch']}; training at {report['width']} x {report['depth']}" + ("" if "processes" in report else f", medians of {report['repeats']}")]
     for part, title in titles.items():
         if part in report:
             keys = list(report[part][0])
@@ -162,7 +195,8 @@ def cell(value):
 def main(argv=None):
     p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--preset", choices=sorted(PRESETS), help="whose model size and batch; default: sudoku9 on a GPU, sudoku9-cpu elsewhere")
-    p.add_argument("--what", choices=("train", "sample", "scale", "all"), default="all", help="what to measure")
+    p.add_argument("--what", choices=("train", "sample", "scale", "processes", "all"), default="all", help="what to measure; all leaves processes out")
+    p.add_argument("--processes", type=number(2), help="how many for --what processes; default: one for each GPU, or 2")
     p.add_argument("--repeats", type=number(1), default=5, help="runs per median")
     p.add_argument("--batch-size", type=number(1), help="of sampling; default 4,096 on a GPU, 64 elsewhere")
     p.add_argument("--device", choices=DEVICES, default="auto", help="where to run")
@@ -202,6 +236,9 @@ def main(argv=None):
         report["length"], report["size"] = rows, more
         report["exponents"] = {"seconds per token against S": exponent(lengths, [1 / r["tokens_per_second"] for r in rows]),
                                "seconds per step against parameters": exponent([r["params"] for r in more], [r["ms_per_step"] for r in more])}
+        keep()
+    if args.what == "processes":
+        report["processes"] = time_processes(replace(config, batch_size=2 * config.batch_size), args.processes or max(2, torch.cuda.device_count()))
         keep()
     print(json.dumps(report) if args.json else markdown(report))
 

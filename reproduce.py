@@ -386,9 +386,11 @@ def update_readme(texts, readme):
 def tables(folder):
     """results/ -> {summary, table}: what --table prints and the README holds."""
     found = load_results(folder)
-    text, speed = table(found), Path(folder) / "bench.json"
-    if speed.exists():
-        text += "\n\n**Speed**: `python bench.py --out results/bench.json`, " + bench.markdown(json.loads(speed.read_text(encoding="utf-8")))
+    text = table(found)
+    for name, what in (("bench", ""), ("bench-processes", "--what processes ")):
+        speed = Path(folder) / f"{name}.json"
+        if speed.exists():
+            text += f"\n\n**Speed**: `python bench.py {what}--out results/{name}.json`, " + bench.markdown(json.loads(speed.read_text(encoding="utf-8")))
     return {"summary": summary(found), "table": text}
 
 

@@ -318,6 +318,8 @@ def join_processes(config, device):
     if config.max_seconds:
         raise BadInput("--max-seconds goes by the clock, and processes have a clock each; give --max-seconds 0 and --max-steps")
     if device.type == "cuda":
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise BadInput(f"more processes than the {torch.cuda.device_count()} GPUs of this machine; lower --nproc-per-node, or give --device cpu")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
@@ -416,7 +418,7 @@ def train(config, resume=False):
             seconds += time.perf_counter() - clock
             check_finite(values, step, file)
             ended, stopped = step >= config.max_steps or timed_out, bool(interrupted)
-            row = [step, f"{seconds:.2f}", f"{sum(values) / len(values) / WORLD:.5f}", f"{scale:.4f}", "", ""]
+            row = [step, f"{seconds:.3f}", f"{sum(values) / len(values) / WORLD:.5f}", f"{scale:.4f}", "", ""]
             if (due[1] or ended) and RANK == 0:
                 metrics, _ = evaluate(model, task, config.objective, dials, prompts, references, 0, device, autocast, label="evaluating")
                 row[4:] = metrics["solved"], metrics["num"]

@@ -16,6 +16,7 @@ import reproduce
 import sample
 import train
 from conftest import TINY
+from data import BadInput
 from sample import run
 from test_data import LINE
 
@@ -164,6 +165,18 @@ def test_bench_scales(capsys, monkeypatch):
     report = json.loads(capsys.readouterr().out)
     assert [row["S"] for row in report["length"]] == [16, 36, 81, 162, 512] and len(report["size"]) == 3 and len(report["exponents"]) == 2
     assert report["size"][0]["params"] < report["size"][-1]["params"] and all(row["ms_per_step"] > 0 for row in report["length"])
+
+
+def test_bench_of_two_processes(data_dir):
+    """One process and two gloo ones train the same thing; the report says how fast and how alike."""
+    config = train.Config(**dict(train.PRESETS["sudoku4"], width=16, depth=1, heads=2, batch_size=8, data_dir=data_dir, device="cpu", objective="scdm"))
+    one, two = bench.time_processes(config, 2, steps=16)
+    assert (one["processes"], two["processes"]) == (1, 2) and one["throughput_ratio"] == 1
+    assert two["throughput_ratio"] == pytest.approx(one["ms_per_step"] / two["ms_per_step"])
+    curves = [[v for k, v in row.items() if k.startswith("loss at")] for row in (one, two)]
+    assert len(curves[0]) == 4 and curves[0] == pytest.approx(curves[1], abs=2e-5)
+    with pytest.raises(BadInput, match="with 2 processes failed.*not a multiple"):
+        bench.time_processes(replace(config, batch_size=9), 2, steps=8)
 
 
 def test_bench_knows_its_kernels():
