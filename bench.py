@@ -4,7 +4,7 @@
 
     python bench.py                         # everything, at the size of a preset that suits the device
     python bench.py --what scale            # seconds per training step against S and against N, with fitted exponents
-    python bench.py --out results/bench.json    # what reproduce.py --table then shows in the README
+    python bench.py --out results/bench.json    # reproduce.py --table shows every results/bench*.json
     python bench.py --what processes --out results/bench-processes.json    # torchrun: one process per GPU against one process
 
 Model flops per token of a training step: 6 N (matrices only) + 12 L D S (attention, full). Utilisation is against
@@ -14,6 +14,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def markdown(report):
     """The report of --json as tables."""
     titles = {"train": "Training step", "budget": "Where the mdm step goes", "sample": "Sampling", "length": "Cost against length (mdm)", "size": "Cost against parameters (mdm)",
               "processes": "Several processes (torchrun, DistributedDataParallel), a GPU or a share of the CPU each; mean over the steps"}
-    text = [f"{report['device']}, torch {report['torch']}; training at {report['width']} x {report['depth']}" + ("" if "processes" in report else f", medians of {report['repeats']}")]
+    text = [f"**Speed**: `{report['command']}` ({report['device']}, {report['threads']} threads, torch {report['torch']}; training at {report['width']} x {report['depth']}" + (")" if "processes" in report else f", medians of {report['repeats']})")]
     for part, title in titles.items():
         if part in report:
             keys = list(report[part][0])
@@ -208,7 +209,8 @@ def main(argv=None):
     gpu = device.type == "cuda"
     config = Config(**PRESETS[args.preset or ("sudoku9" if gpu else "sudoku9-cpu")])
     config = replace(config, max_steps=10**9, device=args.device, optimizer="adamw", objective="mdm")
-    report = {"device": reason, "torch": str(torch.__version__), "width": config.width, "depth": config.depth, "repeats": args.repeats}
+    command = "python bench.py " + shlex.join(argv if argv is not None else sys.argv[1:])
+    report = {"command": command.strip(), "device": reason, "threads": torch.get_num_threads(), "torch": str(torch.__version__), "width": config.width, "depth": config.depth, "repeats": args.repeats}
     task = RandomTask(162 if config.task == "sudoku" else make_task(config).S)
 
     def keep():

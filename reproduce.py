@@ -387,10 +387,8 @@ def tables(folder):
     """results/ -> {summary, table}: what --table prints and the README holds."""
     found = load_results(folder)
     text = table(found)
-    for name, what in (("bench", ""), ("bench-processes", "--what processes ")):
-        speed = Path(folder) / f"{name}.json"
-        if speed.exists():
-            text += f"\n\n**Speed**: `python bench.py {what}--out results/{name}.json`, " + bench.markdown(json.loads(speed.read_text(encoding="utf-8")))
+    for file in sorted(Path(folder).glob("bench*.json")):
+        text += "\n\n" + bench.markdown(json.loads(file.read_text(encoding="utf-8")))
     return {"summary": summary(found), "table": text}
 
 
