@@ -141,10 +141,12 @@ def time_processes(config, count, steps=400):
 
     At most 2,000 puzzles or boards (each batch is augmented anyway): a speed needs no more, and making 200,000 takes ten minutes.
     """
-    config = replace(config, train_size=min(config.train_size, 2000), max_seconds=0.0, max_steps=steps, log_every_steps=steps // 8, eval_every_steps=0, eval_samples=1)
-    flags = [f"--{k.replace('_', '-')}={v}" for k, v in asdict(config).items() if v != getattr(Config(), k) and k != "compile"] + ["--compile"] * config.compile
+    config = replace(config, train_size=min(config.train_size, 2000), max_seconds=0.0, max_steps=steps, log_every_steps=steps // 8,
+                     eval_every_steps=0, eval_samples=1)
+    changed = {k: v for k, v in asdict(config).items() if v != getattr(Config(), k) and k != "compile"}
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in changed.items()] + ["--compile"] * config.compile
     rows = []
-    for world in (1, count):
+    for world in tqdm((1, count), desc="processes", delay=2):
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
         threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // world))}
         with tempfile.TemporaryDirectory() as out:
@@ -158,8 +160,10 @@ def time_processes(config, count, steps=400):
                 log = [(int(r["step"]), float(r["seconds"]), float(r["loss_nats"])) for r in csv.DictReader(f)]
         (first, begin, _), (last, end, _) = log[0], log[-1]  # the first row holds start-up
         seconds = (end - begin) / (last - first)
-        rows.append({"processes": world, "global_batch": config.batch_size, "ms_per_step": 1000 * seconds, "samples_per_second": config.batch_size / seconds,
-                     "throughput_ratio": rows[0]["ms_per_step"] / (1000 * seconds) if rows else 1.0, **{f"loss at {step}": loss for step, _, loss in log[::2]}})
+        rows.append({"processes": world, "global_batch": config.batch_size, "ms_per_step": 1000 * seconds,
+                     "samples_per_second": config.batch_size / seconds, **{f"loss at {step}": loss for step, _, loss in log[::2]}})
+    for r in rows:
+        r["throughput_ratio"] = r["samples_per_second"] / rows[0]["samples_per_second"]
     return rows
 
 
@@ -174,14 +178,16 @@ def markdown(report):
     """The report of --json as tables."""
     titles = {"train": "Training step", "budget": "Where the mdm step goes", "sample": "Sampling", "length": "Cost against length (mdm)", "size": "Cost against parameters (mdm)",
               "processes": "Several processes (torchrun, DistributedDataParallel), a GPU or a share of the CPU each; mean over the steps"}
-    text = [f"**Speed**: `{report['command']}` ({report['device']}, {report['threads']} threads, torch {report['torch']}; training at {report['width']} x {report['depth']}" + (")" if "processes" in report else f", medians of {report['repeats']})")]
+    medians = "" if "processes" in report else f", medians of {report['repeats']}"
+    text = [f"**Speed**: `{report['command']}` ({report['device']}, {report['threads']} threads, torch {report['torch']}; "
+            f"training at {report['width']} x {report['depth']}{medians})"]
     for part, title in titles.items():
         if part in report:
             keys = list(report[part][0])
             text += ["", f"{title}:", "", f"| {' | '.join(k.replace('_', ' ') for k in keys)} |", "|---" * len(keys) + "|"]
             text += [f"| {' | '.join(cell(row[k]) for k in keys)} |" for row in report[part]]
     if "exponents" in report:
-        text += [""] + [f"{name}: exponent {value:.2f}" + ("" if name == list(report["exponents"])[-1] else "  ") for name, value in report["exponents"].items()]
+        text += ["", "  \n".join(f"{name}: exponent {value:.2f}" for name, value in report["exponents"].items())]
     return "\n".join(text)
 
 
@@ -210,7 +216,8 @@ def main(argv=None):
     config = Config(**PRESETS[args.preset or ("sudoku9" if gpu else "sudoku9-cpu")])
     config = replace(config, max_steps=10**9, device=args.device, optimizer="adamw", objective="mdm")
     command = "python bench.py " + shlex.join(argv if argv is not None else sys.argv[1:])
-    report = {"command": command.strip(), "device": reason, "threads": torch.get_num_threads(), "torch": str(torch.__version__), "width": config.width, "depth": config.depth, "repeats": args.repeats}
+    report = {"command": command.strip(), "device": reason, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+              "width": config.width, "depth": config.depth, "repeats": args.repeats}
     task = RandomTask(162 if config.task == "sudoku" else make_task(config).S)
 
     def keep():
@@ -240,7 +247,8 @@ def main(argv=None):
                                "seconds per step against parameters": exponent([r["params"] for r in more], [r["ms_per_step"] for r in more])}
         keep()
     if args.what == "processes":
-        report["processes"] = time_processes(replace(config, batch_size=2 * config.batch_size), args.processes or max(2, torch.cuda.device_count()))
+        twice = replace(config, batch_size=2 * config.batch_size)  # shared out between two, it is the batch of the other parts
+        report["processes"] = time_processes(twice, args.processes or max(2, torch.cuda.device_count()))
         keep()
     print(json.dumps(report) if args.json else markdown(report))
 

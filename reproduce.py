@@ -140,8 +140,8 @@ def do_run(preset, r, seed, args, command):
         print(f"  {source}: {label} solved {metrics['solved']}/{metrics['num']} in {metrics['seconds']:.1f} s", flush=True)
     name = device.type if device.type != "cuda" else torch.cuda.get_device_name()
     result = {"preset": preset, "name": r.name, "seed": seed, "source": source, "command": command, "params": model.num_params(),
-              "training": training, "wall_seconds": round(time.perf_counter() - begun, 1), "machine": {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
-                                                "python": platform.python_version()},
+              "training": training, "wall_seconds": round(time.perf_counter() - begun, 1),
+              "machine": {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__), "python": platform.python_version()},
               "date": time.strftime("%Y-%m-%d"), "rows": rows, "config": {k: v for k, v in vars(config).items() if k not in ("out", "data_dir")}}
     folder = Path(args.results) / preset
     folder.mkdir(parents=True, exist_ok=True)

@@ -319,7 +319,7 @@ def join_processes(config, device):
         raise BadInput("--max-seconds goes by the clock, and processes have a clock each; give --max-seconds 0 and --max-steps")
     if device.type == "cuda":
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-            raise BadInput(f"more processes than the {torch.cuda.device_count()} GPUs of this machine; lower --nproc-per-node, or give --device cpu")
+            raise BadInput(f"more processes than GPUs, of which this machine has {torch.cuda.device_count()}; lower --nproc-per-node, or give --device cpu")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
@@ -394,7 +394,8 @@ def train(config, resume=False):
         interrupted.append(signum)
 
     signal_before = signal.signal(signal.SIGINT, on_interrupt)
-    bar = tqdm(total=config.max_steps, initial=step, desc=f"{task.name} {config.objective}", unit="step", smoothing=0.05, **({"disable": True} if RANK else {}))
+    silent = {"disable": True} if RANK else {}  # disable=False would overrule the variable TQDM_DISABLE
+    bar = tqdm(total=config.max_steps, initial=step, desc=f"{task.name} {config.objective}", unit="step", smoothing=0.05, **silent)
     losses, metrics, solved, stopped, clock = [], None, False, False, time.perf_counter()
     unclocked = step + WARM_STEPS if config.compile and device.type == "cuda" else step
     try:

@@ -79,6 +79,21 @@ def test_mistakes_are_one_line_and_exit_2(argv, words, tmp_path, capsys):
     assert words in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_flags_that_shorten_and_the_readme_flag(tiny_findings, tmp_path, monkeypatch, capsys):
+    """--only, --first-seed, --max-steps and --max-seconds do what they say, the json says so, and --table --readme writes the README beside the program."""
+    argv = ["--preset", "demo", "--only", "mtp-all", "--first-seed", "3", "--max-steps", "2", "--max-seconds", "50", "--num", "2"]
+    assert run(reproduce.main, [*argv, "--out", str(tmp_path / "o"), "--results", str(tmp_path / "r"), "--device", "cpu"]) == 0
+    (file,) = (tmp_path / "r" / "demo").glob("*.json")
+    result = json.loads(file.read_text())
+    assert file.name == "mtp-all-seed3.json" and result["training"]["steps"] == 2
+    assert (result["config"]["seed"], result["config"]["max_steps"], result["config"]["max_seconds"]) == (3, 2, 50.0)
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    monkeypatch.setattr(reproduce, "HERE", tmp_path)
+    assert run(reproduce.main, ["--table", "--readme", "--results", str(tmp_path / "r")]) == 0
+    written = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| star G(2,4) | mtp (trained at W = all) | all |" in written and "planning distance:" not in written and written.startswith(README[:500])
+
+
 def test_unwritable_results_folder(tiny_findings, tmp_path, capsys):
     assert run(reproduce.main, ["--preset", "demo", "--num", "2", "--out", str(tmp_path), "--results", "/dev/null/r", "--device", "cpu"]) == 2
     assert "/dev/null/r" in capsys.readouterr().err.strip().splitlines()[-1]
@@ -134,7 +149,7 @@ def test_readme_commands_run(tiny_findings, tmp_path, monkeypatch, data_dir, cap
         if script == "train.py" and "--resume" not in argv and "--help" not in argv:
             argv += TINY + ["--data-dir", data_dir] + (["--train-size", "20"] if any("sudoku" in a for a in argv) else [])
         if script == "bench.py":
-            argv += ["--preset", "sudoku4", "--repeats", "1", "--batch-size", "2", "--what", "train"]
+            argv += ["--preset", "sudoku4", "--repeats", "1", "--batch-size", "2", "--device", "cpu"] + (["--what", "train"] if "--what" not in argv else [])
         if script == "sample.py" and "--num" in argv:
             argv[argv.index("--num") + 1] = "2"
         if script == "reproduce.py" and "--table" not in argv:

@@ -248,6 +248,15 @@ def test_two_processes_train_as_one(tmp_path, data_dir):
         assert done.returncode and words in done.stderr and not (tmp_path / "no").exists()
 
 
+def test_more_processes_than_gpus(monkeypatch):
+    """Said before anything is joined, with the number of GPUs."""
+    monkeypatch.setattr(train, "WORLD", 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(train.BadInput, match="more processes than GPUs, of which this machine has 1;"):
+        train.join_processes(train.Config(), torch.device("cuda"))
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_share_of_the_step_is_that_learning_rate(optimizer, data_dir):
     """step(0.25) at a rate is step(1) at a quarter of it: the schedule scales the update after it is computed."""
