@@ -11,6 +11,7 @@ Model flops per token of a training step: 6 N (matrices only) + 12 L D S (attent
 989 TFLOP/s, the dense bf16 rate in the data sheet of the H100 and H200; on other devices none is given.
 """
 import csv
+import gc
 import json
 import math
 import os
@@ -69,9 +70,11 @@ def warm_step(task, config, device, autocast):
 
 def time_training(task, config, device, autocast, repeats, steps=10):
     """-> one row: milliseconds per step, tokens per second, model flops and their share of the peak."""
-    model, step = warm_step(task, config, device, autocast)
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        gc.collect()  # the model before this one
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # before the first steps: a replayed graph allocates nothing that could be seen
+    model, step = warm_step(task, config, device, autocast)
     seconds = median_seconds(lambda: [step(0.0) for _ in range(steps)], device, repeats) / steps
     matrices = sum(p.numel() for p in model.blocks.parameters()) + model.head.weight.numel()
     S = task.S - (config.objective == "ar")  # the last token is never fed

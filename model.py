@@ -41,7 +41,9 @@ class Attention(nn.Module):
         B, T, D = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
         if past is not None:  # key-value cache: what earlier tokens put there, then this call's
-            k, v = past[:] = [torch.cat(pair, dim=2) for pair in zip(past, (k, v))] if past else [k, v]
+            kv, start = past  # (2, B, H, S, D/H), of which the first `start` positions are filled
+            kv[0, :, :, start:start + T], kv[1, :, :, start:start + T] = k, v
+            k, v = kv[:, :, :, :start + T]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # (B, H, T, D/H)
         return self.proj(y.transpose(1, 2).reshape(B, T, D))
 
@@ -105,13 +107,18 @@ class Transformer(nn.Module):
         x = self.token(tokens) + self.position(positions)  # (B, T, D)
         if torch.is_autocast_enabled(x.device.type):  # in bf16 this stream takes half the memory traffic (LOG.md: 7 % of a step)
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        if cache is not None and cache["kv"] is None:  # room for all S at once: a cache that grows would copy itself at every token
+            H, (S, D) = self.blocks[0].attn.heads, self.position.weight.shape
+            cache["kv"] = x.new_empty(len(self.blocks), 2, len(x), H, S, D // H)
         for i, block in enumerate(self.blocks):
-            x = block(x, mask, causal, None if cache is None else cache[i])
+            x = block(x, mask, causal, None if cache is None else (cache["kv"][i], cache["length"]))
+        if cache is not None:
+            cache["length"] += tokens.shape[1]
         return self.head(F.rms_norm(x, x.shape[-1:]))  # (B, T, K)
 
     def new_cache(self):
-        """An empty key-value cache: one list per block, [] or [keys, values], each (B, H, T so far, D/H)."""
-        return [[] for _ in self.blocks]
+        """An empty key-value cache: how many tokens it holds, and (from the first call on) their keys and values."""
+        return {"length": 0, "kv": None}
 
     def num_params(self):
         return sum(p.numel() for p in self.parameters())
