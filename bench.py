@@ -46,6 +46,18 @@ def median_seconds(function, device, repeats):
     return statistics.median(times[1:])
 
 
+def watch_memory(device):
+    """From here on counts for peak_memory_gb. To be called before a training begins: a recorded step, replayed, allocates nothing that could be seen."""
+    gc.collect()  # the model before this one
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_gb(device):
+    return torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+
+
 class RandomTask:
     """Random tokens of any length, so that a speed can be measured at any S without a data set."""
 
@@ -70,10 +82,7 @@ def warm_step(task, config, device, autocast):
 
 def time_training(task, config, device, autocast, repeats, steps=10):
     """-> one row: milliseconds per step, tokens per second, model flops and their share of the peak."""
-    if device.type == "cuda":
-        gc.collect()  # the model before this one
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()  # before the first steps: a replayed graph allocates nothing that could be seen
+    watch_memory(device)
     model, step = warm_step(task, config, device, autocast)
     seconds = median_seconds(lambda: [step(0.0) for _ in range(steps)], device, repeats) / steps
     matrices = sum(p.numel() for p in model.blocks.parameters()) + model.head.weight.numel()
@@ -85,7 +94,7 @@ def time_training(task, config, device, autocast, repeats, steps=10):
             "params": model.num_params(), "batch_size": config.batch_size, "S": task.S,
             "ms_per_step": 1000 * seconds, "tokens_per_second": tokens / seconds, "tflops": flops / seconds / 1e12,
             "utilisation": peak and flops / seconds / peak,
-            "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None}
+            "peak_memory_gb": peak_memory_gb(device)}
 
 
 KINDS = (  # what a GPU kernel does, by a piece of its name; the first that fits

@@ -39,11 +39,11 @@ class Attention(nn.Module):
 
     def forward(self, x, mask, causal, past):
         B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        q, k, v = qkv = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
         if past is not None:  # key-value cache: what earlier tokens put there, then this call's
             kv, start = past  # (2, B, H, S, D/H), of which the first `start` positions are filled
-            kv[0, :, :, start:start + T], kv[1, :, :, start:start + T] = k, v
-            k, v = kv[:, :, :, :start + T]
+            kv[..., start:start + T, :] = qkv[1:]
+            k, v = kv[..., :start + T, :]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # (B, H, T, D/H)
         return self.proj(y.transpose(1, 2).reshape(B, T, D))
 

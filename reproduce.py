@@ -9,7 +9,6 @@ Each training and seed is one file results/<preset>/<name>-seed<k>.json: command
 dial; its log.csv lies beside it. Nothing in the README is typed by hand: a test compares it with these files.
 """
 import csv
-import gc
 import json
 import platform
 import shutil
@@ -109,17 +108,15 @@ def do_run(preset, r, seed, args, command):
                 raise BadInput(f"{r.name} trains as many steps as {r.steps_of}, and {other} does not exist; run {r.steps_of} first")
             config.max_steps = json.loads(other.read_text(encoding="utf-8"))["training"]["steps"]
         file = out / "ckpt.pt"
-        gc.collect()  # the run before this one is gone from memory too
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        bench.watch_memory(device)
         taken_up = train(config, resume=True) is None
         source = f"trained earlier, in {out}" if taken_up else "trained live"
         with open(out / "log.csv", encoding="utf-8") as f:
             last = list(csv.DictReader(f))[-1]
+        peak = bench.peak_memory_gb(device)
         training = {"steps": int(last["step"]), "seconds": float(last["seconds"]), "loss_nats": float(last["loss_nats"]),
                     "wall_seconds": round(time.perf_counter() - begun, 1),
-                    "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if device.type == "cuda" else None}
+                    "peak_memory_gb": peak and round(peak, 2)}
         earlier = Path(args.results) / (r.shares or preset) / f"{r.name}-seed{seed}.json"
         if taken_up and earlier.exists():  # it knows what that training took
             training = json.loads(earlier.read_text(encoding="utf-8"))["training"]
@@ -257,10 +254,13 @@ def table(found):
     """Markdown, one table per preset."""
     text = []
     for preset, results in found.items():
-        m, seeds = results[0]["machine"], sorted({d["seed"] for d in results})
-        minutes = sum(d["wall_seconds"] for d in results) / 60 / len(seeds)
-        command = f"python reproduce.py --preset {preset}" + (f" --seeds {len(seeds)}" if len(seeds) > 1 else "")
-        text += [f"**{preset}**: `{command}` ({m['device']}, {m['threads']} threads, torch {m['torch']}; {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
+        m, walls = results[0]["machine"], {}
+        for d in results:
+            walls.setdefault(d["name"], []).append(d["wall_seconds"])
+        minutes = sum(sum(wall) / len(wall) for wall in walls.values()) / 60
+        fewest, most = min(map(len, walls.values())), max(map(len, walls.values()))
+        command = f"python reproduce.py --preset {preset}" + (f" --seeds {most}" if most > 1 else "")
+        text += [f"**{preset}**: `{command}` ({m['device']}, {m['threads']} threads, torch {m['torch']}; {f'{fewest} to ' * (fewest < most)}{most} seed{'s' * (most > 1)}, "
                  f"{minutes:.1f} minutes each with training, compiling and evaluation)", ""]
         rows = pooled(results)
         text += ["| task | objective | latents | solved % | counts | 95 % interval | per seed % | NFE | tokens | seconds | weights | GB |",
@@ -326,16 +326,16 @@ def draw_dial(plt, rows, title):
         lines.setdefault((r["objective"], "one model, any window" if r["window"] == "random" else name, r["task"]), []).append(r)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for axis, x in ((left, "x"), (right, "ms")):
-        for (objective, name, task), members in lines.items():
+        for i, ((objective, name, task), members) in enumerate(lines.items()):
             members.sort(key=lambda r: r["x"])
             y = [100 * r["rate"] for r in members]
             low = [min(r["rates"]) if r["seeds"] > 1 else r["interval"][0] for r in members]
             high = [max(r["rates"]) if r["seeds"] > 1 else r["interval"][1] for r in members]
             error = [[max(0, a - 100 * b) for a, b in zip(y, low)], [max(0, 100 * b - a) for a, b in zip(y, high)]]
             marker = "s" if objective in ("ar", "mtp") else "o"  # squares: left to right; circles: diffusion
-            nudge = 0.04 * list(lines).index((objective, name, task)) if x == "x" else 0  # whiskers at n = 0 would lie on each other
+            at = [0.04 * i if r[x] == 0 else r[x] for r in members]  # whiskers at n = 0 would lie on each other
             hollow = "none" if len(members) == 1 and members[0]["latents"] == 0 else "white" if name == "one model, any window" else COLORS[objective]
-            axis.errorbar([r[x] + nudge * (r[x] == 0) for r in members], y, yerr=error, fmt=("--" if name.startswith("one model per") else "-") + marker, color=COLORS[objective],
+            axis.errorbar(at, y, yerr=error, fmt=("--" if name.startswith("one model per") else "-") + marker, color=COLORS[objective],
                           mfc=hollow, capsize=3, label=f"{objective}{', ' + name if name else ''}" + (f" ({task})" if len({r['task'] for r in rows}) > 1 else ""))
     left.set_xscale("symlog", linthresh=1)
     ticks = [x for x in (0, 1, 2, 4, 8, 16, 32, 64, 128, 2.2 * most) if any(r["x"] == x for r in rows)]
