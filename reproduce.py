@@ -72,7 +72,7 @@ FINDINGS = {
         Run("mtp-random", dict(S6, objective="mtp", window="random"), dialled("window", 1, 4, 8, 16, ALL)),
     ),
     # One GPU: star graphs, where only the second token is hard. Five arms get more seconds.
-    "star": tuple(Run(f"{name}-d{d}", dict(STAR, arms=d, max_seconds=seconds, **o)) for d, seconds in ((2, 20.0), (5, 90.0)) for name, o in FOUR.items()),
+    "star": tuple(Run(f"{name}-d{d}", dict(STAR, arms=d, max_seconds=seconds, **o)) for d, seconds in ((2, 30.0), (5, 120.0)) for name, o in FOUR.items()),
     # One GPU: minimal planning, by planning distance.
     "planning": tuple(Run(name, dict(PLANNING, **o)) for name, o in FOUR.items()),
     # Two CPU cores: star graphs trained live, and a shipped 6x6 model dialled.

@@ -182,8 +182,7 @@ def decode_ar(model, task, prompt, temperature, generator, use_cache=True, histo
         pairs += new.shape[1]
         fed = tokens.shape[1] - 1 if use_cache else 0
         if history is not None:
-            rest = tokens.new_full((len(tokens), task.S - tokens.shape[1]), task.MASK)
-            history.append(torch.cat([tokens, rest], dim=1))
+            history.append(torch.nn.functional.pad(tokens, (0, task.S - tokens.shape[1]), value=task.MASK))
     return tokens, {"nfe": task.A, "tokens": pairs}
 
 
@@ -416,8 +415,7 @@ def main(argv=None):
     history = [] if len(prompts) == 1 and not args.json else None
     metrics, answers = evaluate(model, task, config.objective, dials, prompts, references, args.seed, device, autocast, history=history)
     say = {**asdict(dials), "candidates": show_count(dials.candidates, task), "latents": show_count(dials.latents, task)}
-    report = dict(task=task.name, objective=config.objective, params=model.num_params(), **metrics, **say,
-                  seed=args.seed, device=str(device))
+    report = dict(task=task.name, objective=config.objective, params=model.num_params(), **metrics, **say, seed=args.seed, device=str(device))
     if args.json:
         print(json.dumps(report))
         return
