@@ -120,7 +120,7 @@ def test_golden_output_of_the_shipped_checkpoint():
     assert task.format(prompts[0], answers[0]) == GOLDEN
 
 
-GOLDEN = "234516561243453162612354345621126435"
+GOLDEN = "415263632514563142241635124356356421"
 
 
 def test_figures(tmp_path, capsys):
