@@ -296,7 +296,7 @@ def figures(found, folder):
     files = []
     for preset, results in found.items():
         rows = pooled(results)
-        if preset == "windows":  # drawn with sudoku6: both families in one figure
+        if preset in ("windows", "demo-dial"):  # windows is drawn with sudoku6: both families in one figure; demo-dial's model in demo
             continue
         if preset == "sudoku6":
             rows += [r for r in pooled(found.get("windows", [])) if r["name"] not in {o["name"] for o in rows}]
