@@ -4,7 +4,7 @@
 
     python bench.py                         # everything, at the size of a preset that suits the device
     python bench.py --what scale            # seconds per training step against S and against N, with fitted exponents
-    python bench.py --out results/bench.json    # reproduce.py --table shows every results/bench*.json
+    python bench.py --what sample --out results/bench-sample.json    # reproduce.py --table shows every results/bench*.json
     python bench.py --what processes --out results/bench-processes.json    # torchrun: one process per GPU against one process
 
 Model flops per token of a training step: 6 N (matrices only) + 12 L D S (attention, full). Utilisation is against
