@@ -85,7 +85,7 @@ FINDINGS = {
     # One GPU: the checkpoint that the demo ships.
     "demo-dial": (Run("scdm", DIAL, dialled("latents", 0, 1, 2, 4, 8, 16, 32, ALL), ship=True),),
 }
-NUM = {"demo": 1024}  # samples per row; 2,048 elsewhere
+NUM = {"demo": 1024, "sudoku6": 8192, "windows": 8192}  # samples per row, 2,048 elsewhere; 8,192 boards of 6x6 fill a GPU, so that seconds can be compared
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def pooled(results):
                 a, b = distances.get(distance, (0, 0))
                 distances[distance] = (a + solved, b + num)
         out.append({"name": name, "objective": first["objective"], "window": first["trained_window"], "latents": first["latents"],
-                    "task": describe(pairs[0][0]["config"]), "solved": k, "num": n, "rate": k / n, "interval": wilson(k, n), "seeds": len(pairs),
+                    "task": describe(pairs[0][0]["config"]), "machine": pairs[0][0]["machine"]["device"], "solved": k, "num": n, "rate": k / n, "interval": wilson(k, n), "seeds": len(pairs),
                     "rates": [r["solved_rate"] for _, r in pairs], "nfe": first["nfe"], "tokens": first["tokens"],
                     "seconds": sum(r["seconds"] for _, r in pairs) / len(pairs), "params": pairs[0][0]["params"], "by_distance": distances,
                     "steps": " ".join(str(t["steps"]) for t in trained), "train_seconds": [t["seconds"] for t in trained],
@@ -315,7 +315,7 @@ def figures(found, folder):
 
 
 def draw_dial(plt, rows, title):
-    """Left: solved against latents. Right: against measured milliseconds. One line for each model that is dialled."""
+    """Left: solved against latents. Right: against measured milliseconds, of one machine. One line for each model that is dialled."""
     most = max(r["latents"] for r in rows if r["latents"] != "all")
     for r in rows:
         r["x"] = 2.2 * most if r["latents"] == "all" else r["latents"]
@@ -327,7 +327,9 @@ def draw_dial(plt, rows, title):
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for axis, x in ((left, "x"), (right, "ms")):
         for i, ((objective, name, task), members) in enumerate(lines.items()):
-            members.sort(key=lambda r: r["x"])
+            members = sorted((r for r in members if axis is left or r["machine"] == rows[0]["machine"]), key=lambda r: r["x"])
+            if not members:
+                continue
             y = [100 * r["rate"] for r in members]
             low = [min(r["rates"]) if r["seeds"] > 1 else r["interval"][0] for r in members]
             high = [max(r["rates"]) if r["seeds"] > 1 else r["interval"][1] for r in members]
@@ -353,7 +355,7 @@ def draw_dial(plt, rows, title):
         right.set_xlim(left=0)
     for axis in (left, right):
         axis.grid(alpha=0.25)
-    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    right.legend(*left.get_legend_handles_labels(), fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -403,7 +405,7 @@ def main(argv=None):
     p.add_argument("--readme", action="store_true", help="with --table: also write it into README.md")
     p.add_argument("--results", default=str(HERE / "results"), help="results folder")
     p.add_argument("--out", default="out", help="folder for checkpoints")
-    p.add_argument("--num", type=number(1), help="samples per row; default 1,024 for demo, else 2,048")
+    p.add_argument("--num", type=number(1), help="samples per row; default 1,024 for demo, 8,192 for sudoku6 and windows, else 2,048")
     p.add_argument("--max-steps", type=number(1), help="train shorter than the preset (said in the json)")
     p.add_argument("--max-seconds", type=number(1, kind=float), help="train no longer than this, each (said in the json)")
     p.add_argument("--only", help="only the runs with these names, comma-separated")
