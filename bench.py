@@ -195,7 +195,7 @@ def markdown(report):
             f"training at {report['width']} x {report['depth']}{medians})"]
     for part, title in titles.items():
         if part in report:
-            keys = list(report[part][0])
+            keys = [k for k in report[part][0] if any(row[k] is not None for row in report[part])]  # what was measured here
             text += ["", f"{title}:", "", f"| {' | '.join(k.replace('_', ' ') for k in keys)} |", "|---" * len(keys) + "|"]
             text += [f"| {' | '.join(cell(row[k]) for k in keys)} |" for row in report[part]]
     if "exponents" in report:

@@ -325,11 +325,13 @@ def draw_dial(plt, rows, title):
         name = "one model per window" if r in specialists and len(specialists) > 2 else f"W = {r['window']}" if r["window"] else ""
         lines.setdefault((r["objective"], "one model, any window" if r["window"] == "random" else name, r["task"]), []).append(r)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    machine = rows[0]["machine"]
     for axis, x in ((left, "x"), (right, "ms")):
-        for i, ((objective, name, task), members) in enumerate(lines.items()):
-            members = sorted((r for r in members if axis is left or r["machine"] == rows[0]["machine"]), key=lambda r: r["x"])
+        for i, ((objective, name, task), everyone) in enumerate(lines.items()):
+            members = sorted((r for r in everyone if axis is left or r["machine"] == machine), key=lambda r: r["x"])
             if not members:
                 continue
+            line = "" if len(members) < len(everyone) else "--" if name.startswith("one model per") else "-"
             y = [100 * r["rate"] for r in members]
             low = [min(r["rates"]) if r["seeds"] > 1 else r["interval"][0] for r in members]
             high = [max(r["rates"]) if r["seeds"] > 1 else r["interval"][1] for r in members]
@@ -337,7 +339,7 @@ def draw_dial(plt, rows, title):
             marker = "s" if objective in ("ar", "mtp") else "o"  # squares: left to right; circles: diffusion
             at = [0.04 * i if r[x] == 0 else r[x] for r in members]  # whiskers at n = 0 would lie on each other
             hollow = "none" if len(members) == 1 and members[0]["latents"] == 0 else "white" if name == "one model, any window" else COLORS[objective]
-            axis.errorbar(at, y, yerr=error, fmt=("--" if name.startswith("one model per") else "-") + marker, color=COLORS[objective],
+            axis.errorbar(at, y, yerr=error, fmt=line + marker, color=COLORS[objective],
                           mfc=hollow, capsize=3, label=f"{objective}{', ' + name if name else ''}" + (f" ({task})" if len({r['task'] for r in rows}) > 1 else ""))
     left.set_xscale("symlog", linthresh=1)
     ticks = [x for x in (0, 1, 2, 4, 8, 16, 32, 64, 128, 2.2 * most) if any(r["x"] == x for r in rows)]
@@ -346,7 +348,7 @@ def draw_dial(plt, rows, title):
     left.set_xlabel("latent tokens in each forward pass (n, or W - 1)")
     left.set_ylabel("solved, %")
     left.set_ylim(0, 103)
-    right.set_xlabel("milliseconds per sample (measured)")
+    right.set_xlabel(f"milliseconds per sample ({machine})")
     if max(r["ms"] for r in rows) > 20 * min(r["ms"] for r in rows):
         right.set_xscale("log")
         right.xaxis.set_major_formatter("{x:g}")
