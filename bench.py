@@ -249,16 +249,15 @@ def main(argv=None):
         keep()
     if args.what in ("scale", "all"):
         lengths = (16, 36, 81, 162, 512)
-        rows = [time_training(RandomTask(S), replace(config, batch_size=max(1, config.batch_size * 162 // S)), device, autocast, args.repeats)
-                for S in tqdm(lengths, desc="length", delay=2)]
-        report["length"] = rows
+        report["length"] = [time_training(RandomTask(S), replace(config, batch_size=max(1, config.batch_size * 162 // S)), device, autocast, args.repeats)
+                            for S in tqdm(lengths, desc="length", delay=2)]
         keep()
         sizes = ((128, 5), (256, 6), (512, 6), (768, 8), (1024, 8)) if gpu else ((64, 2), (128, 4), (256, 4))
-        more = [time_training(task, replace(config, width=w, depth=d, heads=max(1, w // 64)), device, autocast, args.repeats)
-                for w, d in tqdm(sizes, desc="size", delay=2)]
-        report["size"] = more
-        report["exponents"] = {"seconds per token against S": exponent(lengths, [1 / r["tokens_per_second"] for r in rows]),
-                               "seconds per step against parameters": exponent([r["params"] for r in more], [r["ms_per_step"] for r in more])}
+        report["size"] = [time_training(task, replace(config, width=w, depth=d, heads=max(1, w // 64)), device, autocast, args.repeats)
+                          for w, d in tqdm(sizes, desc="size", delay=2)]
+        report["exponents"] = {
+            "seconds per token against S": exponent(lengths, [1 / r["tokens_per_second"] for r in report["length"]]),
+            "seconds per step against parameters": exponent([r["params"] for r in report["size"]], [r["ms_per_step"] for r in report["size"]])}
         keep()
     if args.what == "processes":
         twice = replace(config, batch_size=2 * config.batch_size)  # shared out between two, it is the batch of the other parts

@@ -407,7 +407,7 @@ def main(argv=None):
     p.add_argument("--readme", action="store_true", help="with --table: also write it into README.md")
     p.add_argument("--results", default=str(HERE / "results"), help="results folder")
     p.add_argument("--out", default="out", help="folder for checkpoints")
-    p.add_argument("--num", type=number(1), help="samples per row; default 1,024 for demo, 8,192 for sudoku6 and windows, else 2,048")
+    p.add_argument("--num", type=number(1), help=f"samples per row; default {', '.join(f'{n:,} for {preset}' for preset, n in NUM.items())}, else 2,048")
     p.add_argument("--max-steps", type=number(1), help="train shorter than the preset (said in the json)")
     p.add_argument("--max-seconds", type=number(1, kind=float), help="train no longer than this, each (said in the json)")
     p.add_argument("--only", help="only the runs with these names, comma-separated")
