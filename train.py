@@ -397,7 +397,7 @@ def train(config, resume=False):
     silent = {"disable": True} if RANK else {}  # disable=False would overrule the variable TQDM_DISABLE
     bar = tqdm(total=config.max_steps, initial=step, desc=f"{task.name} {config.objective}", unit="step", smoothing=0.05, **silent)
     losses, metrics, solved, stopped, clock = [], None, False, False, time.perf_counter()
-    unclocked = step + WARM_STEPS if config.compile and device.type == "cuda" else step
+    unclocked = step + WARM_STEPS if config.compile else step
     try:
         while not ended and not stopped:
             # 3. one step
@@ -405,8 +405,8 @@ def train(config, resume=False):
             losses.append(take_step(scale))
             step += 1
             bar.update()
-            if step == unclocked:
-                torch.cuda.synchronize()
+            if step <= unclocked:
+                losses[-1].item()  # waits for the device
                 clock = time.perf_counter()
 
             # 4. now and then: look at the losses, evaluate, save

@@ -218,6 +218,30 @@ def test_time_limit_stops_and_saves(tmp_path, data_dir):
     assert metrics["num"] == 4 and 0 < torch.load(out / "ckpt.pt", weights_only=True)["step"] < 100000
 
 
+def test_the_compiler_is_not_on_the_clock(tmp_path, data_dir, monkeypatch):
+    """A first step that takes longer than the whole time limit, as with a slow compiler, neither ends the run nor counts as training time."""
+    real = train.make_step
+
+    def slow_start(*a):
+        take, waited = real(*a), []
+
+        def take_slowly(scale):
+            if not waited:
+                waited.append(True)
+                time.sleep(0.6)
+            return take(scale)
+
+        return take_slowly
+
+    monkeypatch.setattr(train, "make_step", slow_start)
+    out = tmp_path / "run"
+    argv = SMALL + ["--compile", "--max-steps", "100000", "--max-seconds", "0.5", "--log-every-steps", "1", "--data-dir", data_dir, "--out", str(out)]
+    train.train(train.parse_config(argv)[0])
+    rows = [r.split(",") for r in (out / "log.csv").read_text(encoding="utf-8").splitlines()[1:]]
+    assert len(rows) > train.WARM_STEPS and float(rows[train.WARM_STEPS - 1][1]) < 0.1 and float(rows[-1][1]) >= 0.5
+    assert float(rows[1][3]) == pytest.approx(2 / train.Config.warmup_steps)  # nor does it make the rate decay
+
+
 def test_stops_when_solved(tmp_path, data_dir, monkeypatch):
     """stop_at_solved ends the run at the first evaluation that reaches it, and resuming does not train on."""
     real = train.evaluate
