@@ -38,7 +38,6 @@ class Run:
     config: dict  # Config fields
     grid: tuple = ({},)  # arguments of make_dials
     steps_of: str = ""  # train exactly as many steps as that run took (for controls of a run that stops when it has solved)
-    shares: str = ""  # the preset whose run of the same name this is: trained once, evaluated in both
     shipped: str = ""  # a checkpoint of this repository to load instead of training
     ship: bool = False  # keep the trained weights, in bf16, beside the results
 
@@ -49,6 +48,7 @@ def dialled(dial, *counts):
 
 FOUR = {"ar": dict(objective="ar"), "mtp-1": dict(objective="mtp", window="1"), "mtp-all": dict(objective="mtp", window="all"), "mdm": dict(objective="mdm")}
 S6, DEMO, STAR, PLANNING = (PRESETS[p] for p in ("sudoku6", "demo", "star", "planning"))
+WINDOWS = dict(S6, objective="mtp", max_seconds=60.0)
 DIAL = dict(S6, objective="scdm", width=96, depth=10, heads=3, optimizer="muon", learning_rate=2e-3, max_seconds=90.0)
 DIAL_FILE = "results/demo-dial/scdm-seed0.pt"
 
@@ -64,12 +64,8 @@ FINDINGS = {
     ),
     # One GPU: mtp with one model for each window, and one model for all of them.
     "windows": (
-        Run("mtp-1", dict(S6, objective="mtp", window="1"), shares="sudoku6"),
-        Run("mtp-4", dict(S6, objective="mtp", window="4")),
-        Run("mtp-8", dict(S6, objective="mtp", window="8")),
-        Run("mtp-16", dict(S6, objective="mtp", window="16")),
-        Run("mtp-all", dict(S6, objective="mtp", window="all"), shares="sudoku6"),
-        Run("mtp-random", dict(S6, objective="mtp", window="random"), dialled("window", 1, 4, 8, 16, ALL)),
+        *(Run(f"mtp-{w}", dict(WINDOWS, window=w)) for w in ("1", "4", "8", "16", "all")),
+        Run("mtp-random", dict(WINDOWS, window="random"), dialled("window", 1, 4, 8, 16, ALL)),
     ),
     # One GPU: star graphs, where only the second token is hard. Five arms get more seconds.
     "star": tuple(Run(f"{name}-d{d}", dict(STAR, arms=d, max_seconds=seconds, **o)) for d, seconds in ((2, 30.0), (5, 120.0)) for name, o in FOUR.items()),
@@ -95,7 +91,7 @@ NUM = {"demo": 1024, "sudoku6": 8192, "windows": 8192}  # samples per row, 2,048
 def do_run(preset, r, seed, args, command):
     """Train or load one Run, evaluate its grid, write its json and log -> the json's dict."""
     device, autocast, _ = choose_device(args.device)
-    out = Path(args.out) / (r.shares or preset) / f"{r.name}-seed{seed}"
+    out = Path(args.out) / preset / f"{r.name}-seed{seed}"
     begun = time.perf_counter()
     if r.shipped:
         file, source, training = HERE / r.shipped, f"loaded from {r.shipped}", None
@@ -117,7 +113,7 @@ def do_run(preset, r, seed, args, command):
         training = {"steps": int(last["step"]), "seconds": float(last["seconds"]), "loss_nats": float(last["loss_nats"]),
                     "wall_seconds": round(time.perf_counter() - begun, 1),
                     "peak_memory_gb": peak and round(peak, 2)}
-        earlier = Path(args.results) / (r.shares or preset) / f"{r.name}-seed{seed}.json"
+        earlier = Path(args.results) / preset / f"{r.name}-seed{seed}.json"
         if taken_up and earlier.exists():  # it knows what that training took
             training = json.loads(earlier.read_text(encoding="utf-8"))["training"]
     model, task, config = load_model(file, device)
@@ -254,13 +250,14 @@ def table(found):
     """Markdown, one table per preset."""
     text = []
     for preset, results in found.items():
-        m, walls = results[0]["machine"], {}
+        machines = dict.fromkeys(f"{m['device']}, {m['threads']} threads, torch {m['torch']}" for m in (d["machine"] for d in results))
+        walls = {}
         for d in results:
             walls.setdefault(d["name"], []).append(d["wall_seconds"])
         minutes = sum(sum(wall) / len(wall) for wall in walls.values()) / 60
         fewest, most = min(map(len, walls.values())), max(map(len, walls.values()))
         command = f"python reproduce.py --preset {preset}" + (f" --seeds {most}" if most > 1 else "")
-        text += [f"**{preset}**: `{command}` ({m['device']}, {m['threads']} threads, torch {m['torch']}; {f'{fewest} to ' * (fewest < most)}{most} seed{'s' * (most > 1)}, "
+        text += [f"**{preset}**: `{command}` ({' and '.join(machines)}; {f'{fewest} to ' * (fewest < most)}{most} seed{'s' * (most > 1)}, "
                  f"{minutes:.1f} minutes each with training, compiling and evaluation)", ""]
         rows = pooled(results)
         text += ["| task | objective | latents | solved % | counts | 95 % interval | per seed % | NFE | tokens | seconds | weights | GB |",
@@ -299,7 +296,9 @@ def figures(found, folder):
         if preset in ("windows", "demo-dial"):  # windows is drawn with sudoku6: both families in one figure; demo-dial's model in demo
             continue
         if preset == "sudoku6":
-            rows += [r for r in pooled(found.get("windows", [])) if r["name"] not in {o["name"] for o in rows}]
+            rows = [r for r in rows if r["objective"] != "mtp" or "windows" not in found] + pooled(found.get("windows", []))
+            for r in rows:  # one task, but not one training time: the legend shall say that
+                r["task"] = f"{sum(r['train_seconds']) / r['seeds']:.0f} s of training"
         seeds = max(r["seeds"] for r in rows)
         bars = "whiskers: lowest and highest seed" if seeds > 1 else "95 % intervals"
         title = f"{seeds} seed{'s' * (seeds > 1)}, {bars}"

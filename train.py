@@ -83,7 +83,7 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
     "sudoku4": dict(task="sudoku-gen", board_size=4, train_size=288, width=64, depth=3, batch_size=256, max_steps=2000,
                     learning_rate=3e-3),
     "sudoku6": dict(task="sudoku-gen", board_size=6, train_size=20000, width=256, depth=12, heads=4, batch_size=1024,
-                    learning_rate=1e-3, max_steps=100000, max_seconds=60.0, compile=True, eval_every_steps=0, eval_samples=512),
+                    learning_rate=1e-3, max_steps=100000, max_seconds=52.0, compile=True, eval_every_steps=0, eval_samples=512),
     "sudoku9-gen": dict(task="sudoku-gen", board_size=9, train_size=20000, width=512, depth=6, heads=8, batch_size=512,
                         optimizer="muon", max_steps=20000, compile=True, eval_every_steps=2000, eval_samples=1000),
     "sudoku9": dict(task="sudoku", board_size=9, train_size=200000, width=512, depth=6, heads=8, batch_size=512,
