@@ -128,6 +128,7 @@ def test_figures(tmp_path, capsys):
     found = reproduce.load_results(ROOT / "results")
     files = reproduce.figures(found, tmp_path)
     assert files and all(f.read_bytes()[:4] == b"\x89PNG" for f in files)
+    assert reproduce.figures({"sudoku6": found["sudoku6"]}, tmp_path) == [tmp_path / "sudoku6.png"]  # also before windows has been trained
 
 
 def commands():
