@@ -1,72 +1,92 @@
 """Masked diffusion: what is hidden, who may look at whom (mdm, sidm, scdm), and the loss.
 
-    B batch   P prompt positions   A answer positions   S = P + A   K answer symbols   m hidden cells
+    B batch   P prompt positions   A answer positions   S = P + A   K answer symbols
+    m hidden cells   W window: how many of the hidden cells are looked at and scored (here all)
 
-Source: "Reasoning with Latent Tokens in Diffusion Language Models", arXiv 2602.03769. In one forward
-pass an unknown cell is either DECODED (committed to a symbol now) or LATENT (present, predicted, not
-committed). The three objectives differ in one line, in `ranks`:
+Source: "Reasoning with Latent Tokens in Diffusion Language Models", arXiv 2602.03769. In one
+forward pass an unknown cell is either DECODED (committed to a symbol now) or LATENT (present,
+predicted, not committed). The three objectives differ in one line, their ranking:
 
     mdm    joint prediction         everything sees everything: all other unknown cells are latents
     sidm   independent prediction   an unknown cell sees the known ones and itself: no latents
-    scdm   semi-causal              it also sees the unknown cells that come earlier in a random order:
-                                    n latents, and n is a dial at inference (sample.py)
+    scdm   semi-causal              it also sees the unknown cells that come earlier in a random
+                                    order: n latents, and n is a dial at inference (sample.py)
+
+A ranking is a function of `turn`: <= 0 for a known cell, 1, 2, 3, ... for the unknown ones in the
+order they would be decoded. Training hides cells and calls it; sample.py calls the same one.
 """
 import torch
 import torch.nn.functional as F
 
 
-def draw_turns(batch_size, A, generator, device, left_to_right=False):
-    """The masking process, and the only place that decides how many cells are hidden and which.
+def joint(turn, W=None):
+    """mdm. turn (B, A) -> rank (B, A), or None: everything sees everything (all 0, but faster)."""
+    return None
 
-    Cells are lined up in an order (random, or left to right), the last m of them are hidden, and m is
-    uniform on 1..A, stratified over the batch so that every batch holds all noise levels.
+
+def independent(turn, W=None):
+    """sidm: known 0, unknown 1. Equal ranks above 0 do not see each other. (B, A) -> (B, A)."""
+    return turn.clamp(0, 1)
+
+
+def semi_causal(turn, W=None):
+    """scdm: known 0, unknown 1..m in their order: each sees those before it. (B, A) -> (B, A)."""
+    return turn.clamp(min=0)
+
+
+def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None):
+    """The forward process, and the only place that decides how many cells are hidden and which.
+
+    Cells are lined up in an order (random, or left to right), the last m of them are hidden, and m
+    is uniform on 1..A, stratified over the batch so that every batch holds all noise levels. given
+    (B, A) bool or None: cells that are never hidden; m is then uniform on 1..(cells not given).
     Returns turn (B, A) int64: <= 0 for a known cell; 1..m for the hidden ones, in their order.
 
-    The paper draws a rate t in (0, 1] and weights by 1/t, which needs t >= 1e-3 and can hide nothing.
-    Drawing m gives the same expectation (sum over t of the weight = mean over m) with neither problem.
+    The paper draws a rate t in (0, 1] and weights by 1/t, which needs t >= 1e-3 and can hide
+    nothing. Drawing m has the same expectation (sum over t of the weight = mean over m), with
+    neither problem.
     """
-    strata = torch.arange(batch_size, device=device) + torch.rand(batch_size, generator=generator, device=device)
-    m = 1 + (strata / batch_size * A).long().clamp(max=A - 1)  # (B,); the clamp is for rounding only
+    strata = torch.arange(batch_size, device=device)
+    strata = strata + torch.rand(batch_size, generator=generator, device=device)
     if left_to_right:
-        place = torch.arange(A, device=device).expand(batch_size, A)  # (B, A)
+        place = torch.arange(A, device=device).expand(batch_size, A)  # (B, A) place in the line
     else:
-        place = torch.rand(batch_size, A, generator=generator, device=device).argsort(dim=1)  # (B, A) a permutation each
+        # (B, A) a random permutation of each row
+        place = torch.rand(batch_size, A, generator=generator, device=device).argsort(dim=1)
+    free = torch.full((batch_size,), A, device=device)  # (B,) cells that may be hidden
+    if given is not None:
+        free = A - given.sum(dim=1)
+        # given cells to the front of the line; the others keep their order
+        place = (place - A * given.long()).argsort(dim=1).argsort(dim=1)
+    m = 1 + torch.minimum((strata / batch_size * free).long(), free - 1)  # minimum: for rounding
     return place - (A - m).unsqueeze(1) + 1
 
 
-def ranks(objective, turn):
-    """The objective, as a ranking for model.visible. turn (B, A) -> rank (B, A)."""
-    if objective == "mdm":
-        return torch.zeros_like(turn)
-    if objective == "sidm":
-        return turn.clamp(0, 1)  # known 0, unknown 1: equal ranks above 0 do not see each other
-    return turn.clamp(min=0)  # scdm: known 0, unknown 1..m in their random order
+def hide(batch_size, A, window, generator, device, given):
+    """-> turn (B, A), W: random cells are hidden, and all of them count. window is for mtp.py."""
+    return draw_turns(batch_size, A, generator, device, given=given), A
 
 
-def hidden_loss(model, tokens, task, turn, rank, scored):
-    """Mean cross-entropy over the scored cells of each sample, then over samples (nats per token).
+def hidden_nats(model, tokens, turn, W, task, ranks):
+    """The loss of each sample: mean cross-entropy over its first W hidden cells -> (B,) nats.
 
-    tokens (B, S) clean; turn, rank, scored (B, A). Shared by this file and mtp.py, which choose them.
+    tokens (B, S) clean; turn (B, A) and W from hide(); ranks: the objective's ranking.
+    With m uniform on 1..A and the mean taken over the m hidden cells the expectation is
+    (1/A) E_order[ sum_i -log p(x_i | cells before i in the order) ] >= -(1/A) log p(x):
+    the order-agnostic bound of arXiv 2110.02037, the masked-diffusion bound of arXiv 2406.07524.
+    Shared by mtp.py, which hides other cells.
     """
     P = task.P
     # 1. hide: the prompt is never masked, never scored
-    noisy = torch.cat([tokens[:, :P], tokens[:, P:].masked_fill(turn > 0, task.MASK)], dim=1)  # (B, S)
+    hidden = tokens[:, P:].masked_fill(turn > 0, task.MASK)  # (B, A)
+    noisy = torch.cat([tokens[:, :P], hidden], dim=1)  # (B, S)
     # 2. predict: every prompt token has rank 0
+    rank = ranks(turn, W)
     if rank is not None:
         rank = F.pad(rank, (P, 0))  # (B, S)
     logits = model(noisy, torch.arange(task.S, device=tokens.device), rank)  # (B, S, K)
     # 3. score
-    nll = F.cross_entropy(logits[:, P:].float().transpose(1, 2), tokens[:, P:], reduction="none")  # (B, A)
-    return ((nll * scored).sum(dim=1) / scored.sum(dim=1)).mean()
-
-
-def loss(model, tokens, task, objective, generator, shard=slice(None)):
-    """One draw of the likelihood bound, in nats per answer token. shard: the samples that count (train.py).
-
-    With m uniform on 1..A and the mean taken over the m hidden cells, the expectation is
-    (1/A) E_order[ sum_i -log p(x_i | cells before i in the order) ] >= -(1/A) log p(x):
-    the order-agnostic bound of arXiv 2110.02037, which is the masked-diffusion bound of arXiv 2406.07524.
-    """
-    turn = draw_turns(len(tokens), task.A, generator, tokens.device)[shard]
-    rank = None if objective == "mdm" else ranks(objective, turn)  # None: the fast way to say "all 0"
-    return hidden_loss(model, tokens[shard], task, turn, rank, turn > 0)
+    logits = logits[:, P:].float().transpose(1, 2)  # (B, K, A)
+    nll = F.cross_entropy(logits, tokens[:, P:], reduction="none")  # (B, A)
+    scored = (turn > 0) & (turn <= W)
+    return (nll * scored).sum(dim=1) / scored.sum(dim=1)

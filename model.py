@@ -6,18 +6,19 @@
 A sequence here is a SET of (token, position) pairs. The position travels with its token, so any
 subset of a sequence, in any order, is a valid input: a latent token that is not wanted is simply
 not in the tensor. Nothing in this file knows about objectives; an objective is a ranking (see
-`visible`), and the rankings live in diffusion.py, mtp.py and sample.py.
+`visible`), and objectives.py lists them.
 
 What is not here, and why: no time embedding (the number of MASK tokens already tells the time),
 no dropout (the tasks are augmented or endless), no rotary embedding (positions are a set of cells,
 not a line), no biases.
 """
-import contextlib
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from plumbing.fast import attention_for
+
+CAUSAL = "causal"  # a fast way to say "ranks 1, 2, 3, ..."
 
 
 def visible(rank):
@@ -42,15 +43,14 @@ class Attention(nn.Module):
 
     def forward(self, x, mask, causal, past):
         B, T, D = x.shape
-        q, k, v = qkv = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        heads = self.qkv(x).view(B, T, 3, self.heads, D // self.heads)
+        q, k, v = qkv = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
         if past is not None:  # key-value cache: what earlier tokens put there, then this call's
             kv, start = past  # (2, B, H, S, D/H), of which the first `start` positions are filled
             kv[..., start:start + T, :] = qkv[1:]
             k, v = kv[..., :start + T, :]
-        # torch's first choice on a GPU works in tiles of 128 tokens; for few tokens another kernel saves 9 to 22 % of a step (LOG.md)
-        few = x.is_cuda and 1 < T <= 64
-        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if few else contextlib.nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # (B, H, T, D/H)
+        # (B, H, T, D/H)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.proj(y.transpose(1, 2).reshape(B, T, D))
 
 
@@ -72,11 +72,11 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """vocab_size V input symbols, of which the first `answer_symbols` K can be predicted.
 
-    The head has one row for each symbol that an answer may hold. This is the ONE place where illegal
-    tokens (MASK, BLANK, BOS, punctuation) leave the softmax: they have no logit at all.
+    The head has one row for each symbol that an answer may hold. This is the ONE place where
+    illegal tokens (MASK, BLANK, BOS, punctuation) leave the softmax: they have no logit at all.
     """
 
-    def __init__(self, vocab_size, answer_symbols, num_positions, width, depth, heads):
+    def __init__(self, vocab_size, answer_symbols, num_positions, width, depth, heads, loops=1):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
@@ -84,10 +84,14 @@ class Transformer(nn.Module):
         self.position = nn.Embedding(num_positions, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.head = nn.Linear(width, answer_symbols, bias=False)
+        self.loops = loops
 
     def init_weights(self, generator, embedding_std):
-        """Draw every weight from `generator`. With embeddings of std 0.02 a model of this size learns
-        nothing for minutes; with 0.5 the same star graph is solved in one (LOG.md)."""
+        """Draw every weight from `generator`.
+
+        With embeddings of std 0.02 a model of this size learns nothing for minutes; with 0.5 the
+        same star graph is solved in one (LOG.md).
+        """
         for name, p in self.named_parameters():
             if name.startswith(("token", "position")):
                 nn.init.normal_(p, std=embedding_std, generator=generator)
@@ -96,32 +100,41 @@ class Transformer(nn.Module):
             else:
                 nn.init.normal_(p, std=p.shape[1] ** -0.5, generator=generator)
 
-    def forward(self, tokens, positions, rank=None, causal=False, cache=None):
+    def forward(self, tokens, positions, rank=None, cache=None):
         """Predict the symbol of every pair.
 
-        tokens (B, T) int64; positions (B, T) or (T,) int64 in 0..S-1; rank (B, T) or (T,) or None.
-        rank=None means everything sees everything, causal=True means ranks 1, 2, 3, ...: both are
-        the general rule, said by the caller because looking into the tensor would stall a GPU.
-        cache: from new_cache(), with causal=True only; extended in place, at the first call by any number of tokens, then one by one.
+        tokens (B, T) int64; positions (B, T) or (T,) int64 in 0..S-1; rank (B, T) or (T,), or None:
+        everything sees everything, or CAUSAL: ranks 1, 2, 3, ... The last two are the general rule,
+        said by the caller because looking into the tensor would stall a GPU.
+        cache: from new_cache(), extended in place: at the first call by any number of tokens under
+        any ranking, then by single tokens, which see all before them.
         Returns logits (B, T, K).
         """
         T = tokens.shape[1]
-        mask = None if rank is None else visible(rank).view(-1, 1, T, T)  # (B or 1, 1, T, T): the same for every head
-        causal = causal and T > 1  # a single new token may see the whole cache
+        causal = rank is CAUSAL and T > 1  # a single new token may see the whole cache
+        mask = None  # (B or 1, 1, T, T): the same for every head
+        if isinstance(rank, torch.Tensor):
+            mask = visible(rank).view(-1, 1, T, T)
         x = self.token(tokens) + self.position(positions)  # (B, T, D)
-        if torch.is_autocast_enabled(x.device.type):  # in bf16 this stream takes half the memory traffic (LOG.md: 7 % of a step)
+        if torch.is_autocast_enabled(x.device.type):
+            # in bf16 this stream takes half the memory traffic (LOG.md: 7 % of a step)
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if cache is not None and cache["kv"] is None:  # room for all S at once: a cache that grows would copy itself at every token
+        if cache is not None and cache["kv"] is None:
+            # room for all S at once: a cache that grows would copy itself at every token
             H, (S, D) = self.blocks[0].attn.heads, self.position.weight.shape
-            cache["kv"] = x.new_empty(len(self.blocks), 2, len(x), H, S, D // H)
-        for i, block in enumerate(self.blocks):
-            x = block(x, mask, causal, None if cache is None else (cache["kv"][i], cache["length"]))
+            layers = self.loops * len(self.blocks)
+            cache["kv"] = x.new_empty(layers, 2, len(x), H, S, D // H)
+        with attention_for(x.device.type, T):
+            for i, block in enumerate([*self.blocks] * self.loops):
+                past = None if cache is None else (cache["kv"][i], cache["length"])
+                x = block(x, mask, causal, past)
         if cache is not None:
             cache["length"] += T
         return self.head(F.rms_norm(x, x.shape[-1:]))  # (B, T, K)
 
     def new_cache(self):
-        """An empty key-value cache: how many tokens it holds, and (from the first call on) their keys and values."""
+        """An empty key-value cache: how many tokens it holds, and (from the first call on) their
+        keys and values."""
         return {"length": 0, "kv": None}
 
     def num_params(self):

@@ -1,6 +1,7 @@
 """Path-finding: the star graph and minimal planning, generated in bulk on the device.
 
-    B batch   E edges   d arms   l nodes on an arm, start included   labels: nodes are named 0..labels-1
+    B batch   E edges   d arms   l nodes on an arm, start included
+    labels: nodes are named 0..labels-1
 
 The model sees node tokens only: the prompt is E shuffled edges (two tokens each), then start, goal.
 Punctuation belongs to the text format.
@@ -9,18 +10,24 @@ import re
 
 import torch
 
-from data import BadInput, Task
+from data import Task
+from data.files import read_paths
+from plumbing.cli import BadInput, printable
 
 
 class Path(Task):
-    """What both path tasks share. A sample is edges (B, E, 2), start, goal and the nodes of the one path (B, l)."""
+    """What both path tasks share.
+
+    A sample is edges (B, E, 2), start, goal and the nodes of the one path (B, l).
+    """
 
     def __init__(self, config, name, E, path_nodes, A, edge_separator, goal_separator):
         self.labels, self.seed, self.train_size = config.labels, config.seed, config.train_size
         self.E, self.path_nodes = E, path_nodes
         self.edge_separator, self.goal_separator = edge_separator, goal_separator
         symbols = [str(i) for i in range(self.labels)]
-        symbols += [c for c in "0123456789" if c not in symbols]  # tiktoken wants every single byte to be a token
+        # tiktoken wants every single byte to be a token
+        symbols += [c for c in "0123456789" if c not in symbols]
         self.alphabet = f"nodes 0-{self.labels - 1}"
         super().__init__(name, P=2 * E + 2, A=A, symbols=symbols + [",", "|", "/", "-", "="],
                          answer_symbols=self.labels, pattern=r"\d+|[,|/\-=]", unique_answer=True)
@@ -30,25 +37,41 @@ class Path(Task):
 
     def sample(self, B, generator, device):
         """B fresh graphs -> tokens (B, S)."""
-        nodes = torch.rand(B, self.labels, generator=generator, device=device).argsort(dim=1)  # (B, labels) random names
+        # (B, labels): random names
+        nodes = torch.rand(B, self.labels, generator=generator, device=device).argsort(dim=1)
         edges, path = self.draw(nodes, generator)  # (B, E, 2), (B, l)
-        shuffle = torch.rand(B, self.E, generator=generator, device=device).argsort(dim=1)  # (B, E)
+        # (B, E)
+        shuffle = torch.rand(B, self.E, generator=generator, device=device).argsort(dim=1)
         edges = edges.gather(1, shuffle.unsqueeze(2).expand(-1, -1, 2))
-        return torch.cat([edges.flatten(1), path[:, :1], path[:, -1:], self.answer_from_path(path)], dim=1)
+        answer = self.answer_from_path(path)  # (B, A)
+        return torch.cat([edges.flatten(1), path[:, :1], path[:, -1:], answer], dim=1)
 
     def train_batch(self, B, generator, device):
-        """train_size 0: fresh graphs every batch. Otherwise a fixed set of that many, drawn from `seed`."""
-        if not self.train_size:
-            return self.sample(B, generator, device)
+        """train_size 0: fresh graphs every batch. Else a fixed set of that many, from `seed`."""
+        self.prepare(device)
         if self.pool is None:
-            self.pool = self.sample(self.train_size, torch.Generator().manual_seed(self.seed), "cpu").to(device)
-        return self.pool[torch.randint(self.train_size, (B,), generator=generator, device=device)]
+            return self.sample(B, generator, device), None
+        pick = torch.randint(self.train_size, (B,), generator=generator, device=device)
+        return self.pool[pick], None
+
+    def prepare(self, device):
+        """Make the training data ready, so that no step has to wait for it."""
+        if self.train_size and self.pool is None:
+            own = torch.Generator().manual_seed(self.seed)
+            self.pool = self.sample(self.train_size, own, "cpu").to(device)
+
+    def stream(self, num, seed):
+        """The first `num` of one fixed stream: 100 at a time, so that num does not change them."""
+        generator = torch.Generator().manual_seed(seed)
+        blocks = [self.sample(100, generator, "cpu") for _ in range(-(-num // 100))]
+        return torch.cat(blocks)[:num]
 
     def test_set(self, num):
-        """The first `num` of one fixed stream of fresh graphs, a row at a time so that num does not change them."""
-        generator = torch.Generator().manual_seed(2**40)  # no training seed is that large (train.py refuses it)
-        tokens = torch.cat([self.sample(100, generator, "cpu") for _ in range(-(-num // 100))])[:num]
-        return tokens[:, :self.P], tokens[:, self.P:]
+        tokens = self.stream(num, 2**40)  # no training seed is that large (config.py refuses it)
+        return self.start(tokens[:, :self.P]), tokens[:, self.P:]
+
+    def held_out(self, num):
+        return self.stream(num, 2**40 + 1), None
 
     def answer_from_path(self, path):
         return path
@@ -59,22 +82,28 @@ class Path(Task):
 
     # -- checking --
 
-    def check(self, prompt, answer):
-        """(B, P), (B, A) -> (B,) bool: any path from start to goal along given edges counts."""
-        edges, steps = prompt[:, :-2].reshape(len(prompt), 1, self.E, 2), self.steps(answer)
+    def check(self, start, answer):
+        """(B, S), (B, A) -> (B,) bool: any path from start to goal along given edges counts."""
+        prompt, steps = start[:, :self.P], self.steps(answer)
+        edges = prompt[:, :-2].reshape(len(prompt), 1, self.E, 2)
         on_edge = (steps.unsqueeze(2) == edges).all(dim=3).any(dim=2).all(dim=1)
         chained = (steps[:, :-1, 1] == steps[:, 1:, 0]).all(dim=1)
-        return on_edge & chained & (steps[:, 0, 0] == prompt[:, -2]) & (steps[:, -1, 1] == prompt[:, -1])
+        from_start = steps[:, 0, 0] == prompt[:, -2]
+        to_goal = steps[:, -1, 1] == prompt[:, -1]
+        return on_edge & chained & from_start & to_goal
 
-    def mistakes(self, prompt, answer):
+    def mistakes(self, start, answer):
+        prompt, K = start[:self.P], self.K
         edges = {tuple(e) for e in prompt[:-2].reshape(-1, 2).tolist()}
         steps = self.steps(answer.unsqueeze(0))[0].tolist()
-        said = [f"step {i}: there is no edge {a},{b}" for i, (a, b) in enumerate(steps, 1) if (a, b) not in edges and max(a, b) < self.K]
+        said = [f"step {i}: there is no edge {a},{b}" for i, (a, b) in enumerate(steps, 1)
+                if (a, b) not in edges and max(a, b) < K]
         said += [f"step {i + 1} leaves from {b[0]}, but step {i} arrived at {a[1]}"
-                 for i, (a, b) in enumerate(zip(steps, steps[1:]), 1) if a[1] != b[0] and max(a[1], b[0]) < self.K]
-        if steps[0][0] != prompt[-2] and steps[0][0] < self.K:
+                 for i, (a, b) in enumerate(zip(steps, steps[1:]), 1)
+                 if a[1] != b[0] and max(a[1], b[0]) < K]
+        if steps[0][0] != prompt[-2] and steps[0][0] < K:
             said.append(f"the path starts at {steps[0][0]}, not at {int(prompt[-2])}")
-        if steps[-1][1] != prompt[-1] and steps[-1][1] < self.K:
+        if steps[-1][1] != prompt[-1] and steps[-1][1] < K:
             said.append(f"the path ends at {steps[-1][1]}, not at {int(prompt[-1])}")
         return said
 
@@ -82,6 +111,17 @@ class Path(Task):
 
     def pieces(self, text):
         return re.findall(r"\d+|.", text)
+
+    def read(self, text, name, limit=None):
+        """A file's text -> [(start ids, answer ids or None, place)], no notes. Raises BadInput."""
+        puzzles = []
+        for line, place in read_paths(text, name, limit):
+            try:
+                prompt, answer = self.parse(line)
+            except BadInput as e:
+                raise BadInput(f"{place}: {e}") from None
+            puzzles.append((prompt + [self.MASK] * self.A, answer, place))
+        return puzzles, []
 
     def parse(self, text):
         """'edges goal_separator start,goal[=answer]' -> prompt ids, answer ids or None."""
@@ -96,32 +136,44 @@ class Path(Task):
         prompt = [t for e in edges for t in e] + [start, goal]
         if not self.path_exists(edges, start, goal):
             raise BadInput(f"there is no path of {self.path_nodes} nodes from {start} to {goal}")
-        return prompt, (self.parse_answer(answer) if equals else None)
+        if not equals:
+            return prompt, None
+        answer = self.parse_answer(answer)
+        if len(answer) != self.A:
+            raise BadInput(f"the answer has {len(answer)} nodes; expected {self.A}")
+        said = self.mistakes(torch.tensor(prompt + answer), torch.tensor(answer))
+        if said:
+            raise BadInput(f"the answer is wrong: {said[0]}")
+        return prompt, answer
 
     def _nodes(self, text, count, what):
-        if not re.fullmatch(r"\d+(,\d+)*", text) or text.count(",") != count - 1:
-            raise BadInput(f"{what} {text!r} is not {count} nodes with commas; expected {self.example}")
-        ids = self.encode(text, f"{what} {text!r}")[::2]  # drops the commas
-        if max(ids) >= self.labels:
-            raise BadInput(f"{what} {text!r} holds a node that this model does not know; legal: {self.alphabet}")
-        return ids
+        if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text) or text.count(",") != count - 1:
+            raise BadInput(f"{what} '{printable(text)}' is not {count} nodes with commas; "
+                           f"expected {self.example}")
+        words = text.split(",")
+        if any(len(w) > 5 or int(w) >= self.labels for w in words):
+            raise BadInput(f"{what} '{printable(text)}' holds a node that this model does not "
+                           f"know; legal: {self.alphabet}")
+        text = ",".join(str(int(w)) for w in words)  # 07 is node 7
+        return self.encode(text, what)[::2]  # drops the commas
 
     def path_exists(self, edges, start, goal):
-        """Is there a path from start to goal with path_nodes nodes? (breadth first, layer by layer)"""
+        """Is there a path from start to goal with path_nodes nodes? (layer by layer)"""
         layer = {start}
         for _ in range(self.path_nodes - 1):
             layer = {b for a, b in edges if a in layer}
         return goal in layer
 
-    def reference(self, prompt):
+    def reference(self, start):
         """No reference of our own: an answer is judged by walking it."""
-        return None
+        return None, "any path along the edges counts"
 
-    def render(self, prompt, answer, before=None, color=False):
-        """One line: the graph, then the answer. Nodes committed in this step green, an end of a step without an edge red."""
-        edges = {tuple(e) for e in prompt[:-2].reshape(-1, 2).tolist()}
-        wrong = {tuple(s) for s in self.steps(answer.unsqueeze(0))[0].tolist() if max(s) < self.K} - edges
-        ends = self.steps(torch.arange(self.A).unsqueeze(0))[0].tolist()  # which two tokens each step joins
+    def render(self, start, answer, before=None, color=False):
+        """One line: the graph, then the answer. Committed now: green; an end of no edge: red."""
+        edges = {tuple(e) for e in start[:self.P - 2].reshape(-1, 2).tolist()}
+        steps = self.steps(answer.unsqueeze(0))[0].tolist()
+        wrong = {tuple(s) for s in steps if max(s) < self.K} - edges
+        ends = self.steps(torch.arange(self.A).unsqueeze(0))[0].tolist()  # tokens of each step
         red = {i for a, b in ends if (int(answer[a]), int(answer[b])) in wrong for i in (a, b)}
         shown = []
         for i, t in enumerate(answer.tolist()):
@@ -130,23 +182,28 @@ class Path(Task):
                 style = 31 if i in red else 32 if before is not None and before[i] != t else 1
                 word = f"\033[{style}m{word}\033[0m"
             shown.append(word)
-        return f"{self.format(prompt)} = {self.join_answer(shown)}"
+        return f"{self.format(start)} = {self.join_answer(shown)}"
 
     def join_answer(self, words):
         return ",".join(words)
 
-    def format(self, prompt, answer=None):
-        prompt = [int(t) for t in prompt]
+    def format(self, start, answer=None):
+        prompt = [int(t) for t in start[:self.P]]
         pairs = [f"{a},{b}" for a, b in zip(prompt[0::2], prompt[1::2])]
         text = self.edge_separator.join(pairs[:-1]) + self.goal_separator + pairs[-1]
-        return text if answer is None else f"{text}={self.join_answer([str(int(t)) for t in answer])}"
+        if answer is None:
+            return text
+        return f"{text}={self.format_answer(answer)}"
+
+    def format_answer(self, answer):
+        return self.join_answer([str(int(t)) for t in answer])
 
 
 class Star(Path):
-    """Star graph G(d, l): d arms of l nodes that share the start; the goal is the end of one arm (arXiv 2403.06963).
+    """Star graph G(d, l): d arms of l nodes share the start, the goal is the end of one arm.
 
-    The answer is the path from start to goal, start included: l tokens. Only its second token is hard.
-    Text: a,b|c,d|.../start,goal=path
+    The answer is the path from start to goal, start included: l tokens. Only its second token is
+    hard (arXiv 2403.06963). Text: a,b|c,d|.../start,goal=path
     """
     example = "a,b|c,d|.../start,goal=path"
 
@@ -155,13 +212,16 @@ class Star(Path):
         if d < 2 or l < 2:
             raise BadInput(f"a star graph needs --arms >= 2 and --path-len >= 2, not {d} and {l}")
         if config.labels < 1 + d * (l - 1):
-            raise BadInput(f"--labels {config.labels} cannot name the {1 + d * (l - 1)} nodes of a star with {d} arms of {l}")
-        super().__init__(config, "star", E=d * (l - 1), path_nodes=l, A=l, edge_separator="|", goal_separator="/")
+            raise BadInput(f"--labels {config.labels} cannot name the {1 + d * (l - 1)} nodes "
+                           f"of a star with {d} arms of {l}")
+        super().__init__(config, "star", E=d * (l - 1), path_nodes=l, A=l,
+                         edge_separator="|", goal_separator="/")
 
     def draw(self, nodes, generator):
         B = len(nodes)
         arms = nodes[:, 1:1 + self.d * (self.l - 1)].view(B, self.d, self.l - 1)
-        arms = torch.cat([nodes[:, :1, None].expand(B, self.d, 1), arms], dim=2)  # (B, d, l), each from the start
+        start = nodes[:, :1, None].expand(B, self.d, 1)
+        arms = torch.cat([start, arms], dim=2)  # (B, d, l)
         edges = torch.stack([arms[:, :, :-1], arms[:, :, 1:]], dim=3).flatten(1, 2)  # (B, E, 2)
         return edges, arms[:, 0]  # names are random, so taking arm 0 is taking a random arm
 
@@ -172,23 +232,28 @@ class Star(Path):
 class Planning(Path):
     """Minimal planning: two 6-node chains share one node (after arXiv 2410.14157).
 
-    The start is the head of one chain, the goal the end of one; where the chains cross there are two ways on and
-    only the goal tells which. Planning distance: edges from the shared node to the goal (0..5). The answer is the
-    5 edges of the path, 10 tokens.   Text: a,b/c,d/...-start,goal=a,b/b,c/...
+    The start is the head of one chain, the goal the end of one; where the chains cross there are
+    two ways on and only the goal tells which. Planning distance: edges from the shared node to the
+    goal (0..5). The answer is the 5 edges of the path, 10 tokens.
+    Text: a,b/c,d/...-start,goal=a,b/b,c/...
     """
     LENGTH = 6
     example = "a,b/c,d/...-start,goal=a,b/b,c/..."
 
     def __init__(self, config):
         if config.labels < 2 * self.LENGTH - 1:
-            raise BadInput(f"--labels {config.labels} cannot name the {2 * self.LENGTH - 1} nodes of a planning graph")
-        super().__init__(config, "planning", E=2 * (self.LENGTH - 1), path_nodes=self.LENGTH, A=2 * (self.LENGTH - 1),
+            raise BadInput(f"--labels {config.labels} cannot name the {2 * self.LENGTH - 1} nodes "
+                           "of a planning graph")
+        E = 2 * (self.LENGTH - 1)
+        super().__init__(config, "planning", E=E, path_nodes=self.LENGTH, A=E,
                          edge_separator="/", goal_separator="-")
 
     def draw(self, nodes, generator):
         B, L, device = len(nodes), self.LENGTH, nodes.device
-        first, second = nodes[:, :L], nodes[:, L:2 * L - 1]  # 6 names, and 5: the shared node has one name
-        cross = torch.randint(L, (B, 1), generator=generator, device=device)  # (B, 1) the same place on both chains
+        first = nodes[:, :L]
+        second = nodes[:, L:2 * L - 1]  # one name fewer, as the shared node has one already
+        # (B, 1) the place of the shared node, the same on both chains
+        cross = torch.randint(L, (B, 1), generator=generator, device=device)
         at = torch.arange(L, device=device).expand(B, L)
         # the second chain takes L - 1 names of its own, in order, around the shared node
         own = second.gather(1, (at - (at > cross).long()).clamp(max=L - 2))
@@ -199,17 +264,20 @@ class Planning(Path):
         chains = torch.stack([first, second], dim=1)  # (B, 2, L)
         return torch.stack([chains[:, :, :-1], chains[:, :, 1:]], dim=3).flatten(1, 2), path
 
-    def distance(self, prompt):
-        """Planning distance of each prompt (B, P) -> (B,) int64: edges from the node with two ways in or out to the goal."""
+    def distance(self, start):
+        """Planning distance: edges from the shared node to the goal. start (B, S) -> (B,) int64."""
+        prompt = start[:, :self.P]
         edges = prompt[:, :-2].reshape(len(prompt), self.E, 2)
-        out = (edges[:, :, 0].unsqueeze(1) == edges[:, :, 0].unsqueeze(2)).sum(dim=2) > 1  # this edge leaves a fork
-        into = (edges[:, :, 1].unsqueeze(1) == edges[:, :, 1].unsqueeze(2)).sum(dim=2) > 1  # or enters a join
-        shared = torch.where(out.any(dim=1), (edges[:, :, 0] * out).amax(dim=1), (edges[:, :, 1] * into).amax(dim=1))
+        tails, heads = edges[:, :, 0], edges[:, :, 1]  # (B, E)
+        leaves_fork = (tails.unsqueeze(1) == tails.unsqueeze(2)).sum(dim=2) > 1
+        enters_join = (heads.unsqueeze(1) == heads.unsqueeze(2)).sum(dim=2) > 1
+        shared = torch.where(leaves_fork.any(dim=1), (tails * leaves_fork).amax(dim=1),
+                             (heads * enters_join).amax(dim=1))
         node, steps = prompt[:, -1].clone(), torch.zeros_like(prompt[:, -1])
-        for _ in range(self.LENGTH):  # walk back from the goal; a join is the shared node itself, so no choice arises
+        for _ in range(self.LENGTH):  # walk back; a join is the shared node, so no choice arises
             steps += (node != shared).long()
-            back = (edges[:, :, 1] == node.unsqueeze(1)).long().argmax(dim=1)
-            node = torch.where(node == shared, node, edges[torch.arange(len(prompt)), back, 0])
+            back = (heads == node.unsqueeze(1)).long().argmax(dim=1)
+            node = torch.where(node == shared, node, tails[torch.arange(len(prompt)), back])
         return steps
 
     def answer_from_path(self, path):

@@ -1,0 +1,236 @@
+"""Every choice of a training run: one dataclass, its presets, and the one check of both.
+
+Defaults < preset < flags. The comments of the fields are the --help of train.py. A checkpoint
+carries its Config, which goes through the same check when it is read: a file is input like a
+command line.
+"""
+import argparse
+import inspect
+import math
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from data import TASKS
+from objectives import OBJECTIVES
+from plumbing.cli import DEVICES, BadInput, number, path, printable
+
+CACHE = str(Path(__file__).parent / "data" / "cache")
+
+
+@dataclass
+class Config:  # the comments are the --help
+    # the task
+    task: str = "sudoku-gen"  # sudoku-gen (boards) | sudoku (puzzles) | star | planning
+    board_size: int = 0  # side of the board, 4, 6 or 9; 0: 4 for sudoku-gen, 9 for sudoku
+    layout: str = "inplace"  # sudoku: givens are known cells (inplace), or a prompt (prompt)
+    minimal_share: float = 0.2  # sudoku: share of training puzzles that get no extra givens
+    arms: int = 2  # star: number of arms d
+    path_len: int = 4  # star: nodes on each arm l, counted with the start
+    labels: int = 50  # star, planning: how many node names there are
+    train_size: int = 0  # boards or puzzles (augmented), or graphs; 0: 20,000, or ever fresh graphs
+    train_file: str = ""  # sudoku: train on the puzzles of this file, which must hold solutions
+    data_dir: str = CACHE  # where generated data sets are cached
+    # the objective
+    objective: str = "mdm"  # mdm | sidm | scdm | ar | mtp
+    window: str = "all"  # mtp: window W, a number or all, or random (a new W every step: for all W)
+    # the model
+    width: int = 128  # embedding width
+    depth: int = 4  # transformer blocks
+    heads: int = 4  # attention heads
+    loops: int = 1  # passes over the blocks: depth by recurrence, with the same weights
+    embedding_std: float = 0.5  # deviation of the first embeddings; 0.02 learns little in a minute
+    init: str = ""  # start from the weights of this checkpoint (a new run with a recipe of its own)
+    # the recipe
+    optimizer: str = "adamw"  # adamw, or muon (matrices of the blocks; the rest stays with AdamW)
+    learning_rate: float = 1e-3  # peak learning rate of AdamW
+    muon_learning_rate: float = 2e-3  # peak learning rate of Muon (RMS-matched to AdamW)
+    weight_decay: float = 0.0  # decoupled weight decay, matrices of the blocks only
+    beta2: float = 0.95  # AdamW's second-moment decay
+    batch_size: int = 256  # sequences per step
+    accumulate: int = 1  # micro-batches per step: the same step in less memory
+    max_steps: int = 1000  # optimiser steps
+    max_seconds: float = 0.0  # stop after this much training (0: no limit); the decay follows it
+    stop_at_solved: float = 0.0  # stop once an evaluation solves this share (0: never)
+    warmup_steps: int = 50  # linear warm-up
+    decay_fraction: float = 0.4  # linear decay to 0 over this last part of the run
+    grad_clip: float = 1.0  # largest gradient norm
+    compile: bool = False  # torch.compile and a recorded step (CUDA presets)
+    # bookkeeping
+    seed: int = 0  # of weights, data and masks; evaluation has streams of its own
+    device: str = "auto"  # auto | cpu | cuda | mps
+    out: str = "out/run"  # folder for ckpt.pt and log.csv
+    log_every_steps: int = 50  # one row of log.csv
+    eval_every_steps: int = 500  # decode eval_samples, held-out loss (also at the end; 0: only it)
+    eval_samples: int = 256  # samples per evaluation
+    checkpoint_every_steps: int = 500  # also at the end, at Ctrl-C and at SIGTERM
+
+
+PRESETS = {  # a preset overrides the defaults above; flags override the preset
+    "demo": dict(
+        task="star", arms=2, path_len=4, labels=7, width=96, depth=3, heads=4, batch_size=64,
+        embedding_std=1.0, optimizer="muon", learning_rate=3e-3, muon_learning_rate=4e-3,
+        decay_fraction=0.0, max_steps=2000, eval_every_steps=100, eval_samples=256),
+    "sudoku4": dict(
+        task="sudoku-gen", board_size=4, train_size=288, width=64, depth=3, batch_size=256,
+        max_steps=2000, learning_rate=3e-3),
+    "sudoku6": dict(
+        task="sudoku-gen", board_size=6, train_size=20000, width=256, depth=12, heads=4,
+        batch_size=1024, learning_rate=1e-3, max_steps=100000, max_seconds=52.0, compile=True,
+        eval_every_steps=0, eval_samples=512),
+    "sudoku9-gen": dict(
+        task="sudoku-gen", board_size=9, train_size=20000, width=512, depth=6, heads=8,
+        batch_size=512, optimizer="muon", max_steps=20000, compile=True, eval_every_steps=2000,
+        eval_samples=1000),
+    "sudoku9": dict(
+        task="sudoku", board_size=9, train_size=200000, width=512, depth=6, heads=8,
+        batch_size=512, optimizer="muon", max_steps=6000, compile=True, eval_every_steps=1000,
+        eval_samples=1000),
+    "sudoku9-cpu": dict(
+        task="sudoku", board_size=9, train_size=20000, width=128, depth=4, heads=4, batch_size=32,
+        optimizer="muon", max_steps=1500, eval_samples=100, eval_every_steps=500),
+    "star": dict(
+        task="star", arms=2, path_len=5, labels=50, width=256, depth=6, heads=8, batch_size=4096,
+        embedding_std=1.0, decay_fraction=0.1, max_steps=100000, max_seconds=30.0, compile=True,
+        eval_every_steps=500, eval_samples=1000),
+    "planning": dict(
+        task="planning", labels=11, train_size=50000, width=256, depth=6, heads=8, batch_size=256,
+        weight_decay=0.1, max_steps=100000, max_seconds=15.0, compile=True, eval_every_steps=1000,
+        eval_samples=1000),
+}
+
+# --------------------------------------------------------------------------------------------------
+# What is legal, for flags and for the config of a checkpoint alike
+
+CHOICES = {"task": TASKS, "layout": ("inplace", "prompt"), "objective": OBJECTIVES,
+           "optimizer": ("adamw", "muon"), "device": DEVICES}
+PATHS = ("train_file", "data_dir", "init", "out")
+SMALL = 1e-9  # "more than 0"
+RANGES = {  # smallest and largest legal value
+    "board_size": (0, 9), "minimal_share": (0, 1), "arms": (2, 64), "path_len": (2, 256),
+    "labels": (1, 4096), "train_size": (0, 100_000_000), "width": (1, 16384), "depth": (1, 256),
+    "heads": (1, 1024), "loops": (1, 64), "embedding_std": (SMALL, 100),
+    "learning_rate": (SMALL, 100),
+    "muon_learning_rate": (SMALL, 100), "weight_decay": (0, 100), "beta2": (0, 0.99999),
+    "batch_size": (1, 10_000_000), "accumulate": (1, 1_000_000), "max_steps": (1, 10**9),
+    "max_seconds": (0, 10**9), "stop_at_solved": (0, 1), "warmup_steps": (0, 10**9),
+    "decay_fraction": (0, 1), "grad_clip": (SMALL, 10**9), "seed": (0, 2**32),
+    "log_every_steps": (1, 10**9), "eval_every_steps": (0, 10**9), "eval_samples": (1, 1_000_000),
+    "checkpoint_every_steps": (1, 10**9),
+}
+# What may change when a run is resumed; anything else would be another run.
+MAY_CHANGE = {"max_steps", "max_seconds", "stop_at_solved", "device", "compile", "data_dir", "out",
+              "log_every_steps", "eval_every_steps", "eval_samples", "checkpoint_every_steps"}
+# Fields that only some runs read: asking for them elsewhere is a mistake, not a wish.
+MEANS_SOMETHING_FOR = {
+    "window": ("objective", ("mtp",)), "board_size": ("task", ("sudoku-gen", "sudoku")),
+    "layout": ("task", ("sudoku",)), "minimal_share": ("task", ("sudoku",)),
+    "train_file": ("task", ("sudoku",)), "arms": ("task", ("star",)),
+    "path_len": ("task", ("star",)), "labels": ("task", ("star", "planning")),
+    "muon_learning_rate": ("optimizer", ("muon",)),
+}
+# Fields that older checkpoints lack, and what those runs did.
+BEFORE = {"layout": "prompt", "minimal_share": 0.0, "train_file": "", "init": "", "accumulate": 1,
+          "loops": 1}
+
+
+def check(config):
+    """Raises BadInput, "FIELD VALUE ...", for a config that cannot be trained or sampled from."""
+    for f in fields(Config):
+        check_field(f, getattr(config, f.name))
+    if config.width % config.heads:
+        raise BadInput(f"--width {config.width} is not a multiple of --heads {config.heads}")
+    if config.batch_size % config.accumulate:
+        raise BadInput(f"--batch-size {config.batch_size} is not a multiple of "
+                       f"--accumulate {config.accumulate}")
+    next_token = OBJECTIVES[config.objective].next_token
+    if config.task == "sudoku" and config.layout == "inplace" and next_token:
+        raise BadInput(f"objective {config.objective} reads from left to right and cannot see "
+                       "givens that stand further on; give --layout prompt")
+    params = 12 * config.depth * config.width ** 2
+    if params > 4e9:
+        raise BadInput(f"--width {config.width} and --depth {config.depth} make a model of "
+                       f"{params:.0e} parameters; lower one of them")
+
+
+def check_field(field, value):
+    """Raises BadInput for a value of the wrong type or out of range."""
+    flag, name = "--" + field.name.replace("_", "-"), field.name
+    kind = (int, float) if field.type is float else field.type
+    if not isinstance(value, kind) or isinstance(value, bool) and field.type is not bool:
+        raise BadInput(f"{flag} is of type {type(value).__name__}, not {field.type.__name__}")
+    if isinstance(value, int) and abs(value) > 10**18:
+        value = math.inf if value > 0 else -math.inf  # Python refuses to print very long numbers
+    shown = printable(repr(value))
+    if name in CHOICES and value not in CHOICES[name]:
+        raise BadInput(f"{flag} {shown} is unknown; legal: {', '.join(CHOICES[name])}")
+    if name == "window" and not is_window(value):
+        raise BadInput(f"{flag} {shown} is not an integer >= 1, all or random")
+    if name in RANGES:
+        low, high = RANGES[name]
+        if not low <= value <= high or not math.isfinite(value):
+            raise BadInput(f"{flag} {shown} is out of range; legal: {low} to {high}")
+    if name in PATHS and not is_path(value):
+        raise BadInput(f"{flag} {shown} cannot be the name of a file")
+
+
+def is_window(text):
+    if text in ("all", "random"):
+        return True
+    return text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= 1
+
+
+def is_path(text):
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+
+
+def from_checkpoint(saved, file):
+    """The config dict of a checkpoint -> Config. Raises BadInput for what train.py never wrote."""
+    if not isinstance(saved, dict):
+        raise BadInput(f"checkpoint {file} holds no config; it is not one of train.py")
+    names = [f.name for f in fields(Config)]
+    lacking = [n for n in names if n not in saved and n not in BEFORE]
+    unknown = [str(n) for n in saved if n not in names]
+    for what, found in (("lacks", lacking), ("has an unknown", unknown)):
+        if found:
+            raise BadInput(f"checkpoint {file}: its config {what} field {printable(found[0])}; "
+                           "it is damaged or of another version of the program")
+    config = Config(**{**BEFORE, **saved})
+    config.data_dir = config.data_dir or CACHE  # a checkpoint that is published names no folders
+    try:
+        check(config)
+    except BadInput as e:
+        raise BadInput(f"checkpoint {file}: its config is not legal: {e}") from None
+    return config
+
+
+def check_same_run(saved, asked, file):
+    """saved: Config, asked: dict. Raises BadInput where it would make the run another one."""
+    for name, value in asked.items():
+        before = getattr(saved, name)
+        if name not in MAY_CHANGE and value != before:
+            raise BadInput(f"--{name.replace('_', '-')} {printable(value)} differs from "
+                           f"{printable(repr(before))} in {printable(file, 200)}; "
+                           "start a new --out, or drop the flag")
+
+
+def add_flags(parser):
+    """A flag for each field. What is not asked for is absent from the result."""
+    # the dataclass is the documentation: {field: its comment}
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
+    for f in fields(Config):
+        how = {"help": f"{comments[f.name]} (default: {f.default})".replace("%", "%%"),
+               "default": argparse.SUPPRESS}
+        if f.type is bool:
+            how["action"] = argparse.BooleanOptionalAction
+        elif f.name in CHOICES:
+            how["choices"] = list(CHOICES[f.name])
+        elif f.name in RANGES:
+            how["type"] = number(*RANGES[f.name], kind=f.type)
+        else:
+            how["type"] = path if f.name in PATHS else str
+        parser.add_argument("--" + f.name.replace("_", "-"), **how)

@@ -1,0 +1,9 @@
+"""What a student may skip: command line, checkpoints, speed, reports. Nothing about objectives.
+
+Programs import this package before torch, because both lines below must come first.
+"""
+import os
+
+# Threads that wait for each other sleep instead of spinning. With spinning, two small trainings at
+# once on two cores slowed each other down thirty times; alone it makes no difference (LOG.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,279 @@
+"""Command lines: one clear line for a mistake, exit codes, numbers with bounds, the device.
+
+    exit codes   0 done   2 a mistake in the input   130 Ctrl-C   143 SIGTERM
+"""
+import argparse
+import contextlib
+import difflib
+import math
+import os
+import signal
+import sys
+
+import torch
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+ALL = 10**9  # "all latents", "all candidates": more than any task has
+
+
+class BadInput(ValueError):
+    """Something the user gave is wrong. One line: value, place, remedy. Programs exit with 2."""
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM: treated like Ctrl-C (what can be saved is saved), with an exit code of its own."""
+
+
+# --------------------------------------------------------------------------------------------------
+# What is said
+
+
+def printable(text, limit=80):
+    """Foreign text for a terminal: control characters escaped, shortened to `limit`."""
+    text = str(text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= limit else text[:limit - 3] + "..."
+
+
+def say(line):
+    """One line on stderr; nothing in it, wherever it comes from, can steer the terminal."""
+    print(printable(line, 2000), file=sys.stderr, flush=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# Arguments
+
+# Names of other programs, and what does their work here. A hint that begins with a flag is for the
+# programs that have it.
+KNOWN_ELSEWHERE = {
+    "--lr": ["--learning-rate"],
+    "--bs": ["--batch-size"],
+    "--steps": ["--max-steps"],
+    "--iters": ["--max-steps"],
+    "--max-iters": ["--max-steps"],
+    "--epochs": ["--max-steps (training is counted in steps)"],
+    "--num-epochs": ["--max-steps (training is counted in steps)"],
+    "--layers": ["--depth"],
+    "--n-layer": ["--depth"],
+    "--num-layers": ["--depth"],
+    "--n-head": ["--heads"],
+    "--num-heads": ["--heads"],
+    "--n-embd": ["--width"],
+    "--hidden-size": ["--width"],
+    "--data": ["--train-file FILE", "--puzzles FILE"],
+    "--dataset": ["--train-file FILE", "--puzzles FILE"],
+    "--train-data": ["--train-file FILE"],
+    "--input": ["--puzzles FILE"],
+    "--output": ["--out DIR", "--answers FILE"],
+    "--output-dir": ["--out DIR"],
+    "--out-dir": ["--out DIR"],
+    "--checkpoint": ["--ckpt FILE", "--init FILE (to start from its weights)"],
+    "--model": ["--ckpt FILE", "--preset NAME"],
+    "--resume-from": ["--resume (with the run's --out)"],
+    "--resume-from-checkpoint": ["--resume (with the run's --out)"],
+    "--gradient-accumulation-steps": ["--accumulate"],
+    "--grad-accum": ["--accumulate"],
+    "--wandb": ["every loss is in OUT/log.csv, which any plotting program reads"],
+    "--tensorboard": ["every loss is in OUT/log.csv, which any plotting program reads"],
+    "--gpu": ["--device cuda"],
+    "--cpu": ["--device cpu"],
+    "--num-samples": ["--num"],
+    "--steps-per-token": ["--tokens-per-step"],
+    "--verbose": ["progress is on stderr as it is"],
+    "--quiet": ["send stderr away with 2>/dev/null"],
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one clear line for a mistake, and the nearest legal flag or value."""
+
+    def __init__(self, description, **kw):
+        # Under python -OO there are no docstrings to take a description from.
+        first_line = (description or "").split("\n")[0]
+        super().__init__(description=first_line, allow_abbrev=False, **kw)
+
+    def parse_args(self, argv=None):
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            raise BadInput(f"unknown argument {printable(unknown[0])}; {self._hint(unknown[0])}")
+        return args
+
+    def _hint(self, word):
+        """What is near in meaning, or in spelling. A wrong hint is worse than none."""
+        flag, name = word.split("=")[0], word.split("=")[0].strip("-")
+        flags = [f for a in self._actions for f in a.option_strings if f not in ("-h", "--help")]
+        for hint in KNOWN_ELSEWHERE.get(flag, []):
+            if not hint.startswith("--"):
+                return hint
+            if hint.split()[0] in flags:
+                return f"the flag is {hint}"
+        near = difflib.get_close_matches(name, [f.strip("-") for f in flags], 1, 0.78)
+        longer = [f.strip("-") for f in flags if f.startswith(f"--{name}")]
+        if not near and len(longer) == 1 and len(name) > 2:
+            near = longer
+        return f"did you mean --{near[0]}?" if near else "--help lists the legal ones"
+
+    def _check_value(self, action, value):
+        if action.choices is None or value in action.choices:
+            return
+        legal = [str(c) for c in action.choices]
+        near = difflib.get_close_matches(str(value), legal, 1, 0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        flag = action.option_strings[0]
+        raise BadInput(f"{flag} '{printable(value)}' is unknown; {hint}legal: {', '.join(legal)}")
+
+    def error(self, message):
+        raise BadInput(printable(message, 300))
+
+
+def number(low, high=math.inf, all_=False, kind=int):
+    """argparse type: a finite number from `low` to `high`, or the word all."""
+    what = ("an integer" if kind is int else "a number")
+    what += f" >= {low}" if high == math.inf else f" from {low} to {high}"
+    what += " or the word all" if all_ else ""
+
+    def parse(text):
+        if all_ and text == "all":
+            return ALL
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high or value == math.inf:
+            raise argparse.ArgumentTypeError(f"'{printable(text)}' is not {what}")
+        return value
+
+    return parse
+
+
+def path(text):
+    """argparse type: the path of a file or folder, which may not be empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a path")
+    return text
+
+
+# --------------------------------------------------------------------------------------------------
+# Running a program
+
+
+def run(main, argv=None):
+    """Call main(argv) -> exit code. No mistake and no signal ends in a traceback."""
+    program = os.path.basename(sys.argv[0]) or "nanolatent"
+    _mend_streams()
+    before = {s: signal.signal(s, _raise) for s in (signal.SIGINT, signal.SIGTERM)}
+    code, why = 2, ""
+    try:
+        code = main(argv) or 0
+        sys.stdout.flush()
+    except SystemExit as e:  # argparse after --help
+        code = e.code or 0
+    except BadInput as e:
+        why = str(e)
+    except Stopped:
+        code, why = 143, "stopped by SIGTERM"
+    except KeyboardInterrupt:
+        code, why = 130, "stopped by Ctrl-C"
+    except BrokenPipeError:  # | head: the reader has seen enough
+        code = 0
+        _forget_output()
+    except OSError as e:
+        why = f"{printable(e.filename or 'output')}: {e.strerror}"
+    except (MemoryError, RuntimeError) as e:
+        if not _is_lack_of_memory(e):
+            raise
+        why = ("out of memory; lower --batch-size or raise --accumulate (training), "
+               "lower --num (sampling)")
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+    try:
+        if why:
+            say(f"{program}: {why}")
+        sys.stdout.flush()
+    except OSError:
+        _forget_output()
+    return code
+
+
+def end(code):
+    """Leave a program. Its work is done and said: a signal cannot change the exit code any more."""
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(s, signal.SIG_IGN)
+    if "WORLD_SIZE" in os.environ:
+        # a gloo thread may still be letting go of its last tensor, and would abort an interpreter
+        # that winds down
+        os._exit(code)
+    sys.exit(code)
+
+
+def _mend_streams():
+    """What is closed prints into nothing; what cannot show a character shows its number.
+
+    (That nothing takes the number of the closed file, so no checkpoint can be opened in its place.)
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        with contextlib.suppress(AttributeError):  # a stand-in without the method
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _is_lack_of_memory(error):
+    """torch has a type of its own for a GPU, and for the CPU none."""
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text
+
+
+@contextlib.contextmanager
+def stop_when_asked():
+    """Inside, Ctrl-C and SIGTERM are put into a list for the loop to look at; a second one raises.
+    """
+    asked = []
+
+    def handler(signum, frame):
+        asked.append(signum)
+        signal.signal(signum, _raise)
+
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for s, old in before.items():
+            signal.signal(s, old)
+
+
+def _raise(signum, frame):
+    raise Stopped if signum == signal.SIGTERM else KeyboardInterrupt
+
+
+def _forget_output():
+    """Point stdout and stderr into nothing, so that winding down does not stumble over them."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nothing, stream.fileno())
+
+
+def choose_device(name):
+    """'auto', 'cpu', 'cuda' or 'mps' -> device, autocast context, a sentence: what and why.
+
+    Raises BadInput for a device that is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(name, True):
+        raise BadInput(f"--device {name} was asked, but torch sees no such device here; "
+                       "use --device auto or cpu")
+    kind = name
+    if name == "auto":  # mps is untested, so it must be asked for
+        kind = "cuda" if available["cuda"] else "cpu"
+    device = torch.device(kind)
+    if kind == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves fp32
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            sentence = f"device {torch.cuda.get_device_name()}, bf16 (the GPU has it)"
+            return device, torch.autocast("cuda", torch.bfloat16), sentence
+    why = {"cuda": "the GPU has no bf16", "mps": "untested", "cpu": "bf16 is slow on most CPUs"}
+    found = " (no GPU found)" if kind == "cpu" and name == "auto" else ""
+    return device, contextlib.nullcontext(), f"device {kind}{found}, fp32 ({why[kind]})"

@@ -1,0 +1,713 @@
+"""results/ as text and pictures: tables, the pages that hold them, figures. Nothing here decodes.
+
+    n latents   W window   k of n solved, with the 95 % Wilson interval
+
+A RESULT is one json file: one training (or one shipped checkpoint), one seed, a row for each dial.
+`found` is {preset: [result, ...]}; `order`, {preset: [name of a run, ...]}, says what is shown and
+in which order. Files are input: when read they are checked, and their strings made harmless.
+"""
+import functools
+import json
+import math
+import textwrap
+from pathlib import Path
+
+from config import is_window
+from data import TASKS
+from data.puzzles import BOX, peers
+from metrics import wilson
+from plumbing.checkpoint import read_log, replace_file, write_text
+from plumbing.cli import BadInput, printable
+
+# --------------------------------------------------------------------------------------------------
+# Reading: what is not as reproduce.py and bench.py write it is refused, with its file and its field
+
+MOST = 10**15  # no count, size or time is larger
+
+
+def is_text(value):
+    return isinstance(value, str)
+
+
+def is_index(value):
+    return type(value) is int and 0 <= value <= MOST
+
+
+def is_count(value):
+    return is_index(value) and value > 0
+
+
+def is_amount(value):
+    return type(value) in (int, float) and 0 <= value <= MOST  # NaN is not
+
+
+def is_memory(value):
+    return value is None or is_amount(value)
+
+
+def is_cell(value):
+    return value is None or isinstance(value, (str, bool)) or is_amount(value)
+
+
+def is_exponent(value):
+    return type(value) in (int, float) and abs(value) <= MOST
+
+
+def is_trained_window(value):
+    return value is None or is_text(value) and is_window(value)
+
+
+def is_latents(value):
+    return value == "all" or is_index(value)
+
+
+def is_task(value):
+    return is_text(value) and value in TASKS
+
+
+def is_object(value):
+    return isinstance(value, dict)
+
+
+def is_object_or_none(value):
+    return value is None or is_object(value)
+
+
+def is_rows(value):
+    return isinstance(value, list) and value != [] and all(is_object(row) and row for row in value)
+
+
+# field: what it must be. Only what is shown is asked for, so that older files stay readable.
+RESULT = {"preset": is_text, "name": is_text, "seed": is_index, "params": is_count,
+          "wall_seconds": is_amount, "training": is_object_or_none, "machine": is_object,
+          "config": is_object, "rows": is_rows}
+TRAINING = {"steps": is_count, "seconds": is_amount, "peak_memory_gb": is_memory}
+MACHINE = {"device": is_text, "threads": is_count, "torch": is_text}
+CONFIG = {"task": is_task, "board_size": is_index, "arms": is_index, "path_len": is_index}
+LIKELIHOOD = {"nats_per_cell": is_amount, "standard_error": is_amount, "floor": is_amount,
+              "exact": lambda value: isinstance(value, bool)}
+ROW = {"objective": is_text, "trained_window": is_trained_window, "latents": is_latents,
+       "num": is_count, "solved": is_index, "solved_rate": is_amount, "nfe": is_amount,
+       "tokens": is_amount, "seconds": is_amount}
+BENCH = {"command": is_text, "device": is_text, "threads": is_count, "torch": is_text,
+         "width": is_count, "depth": is_count, "repeats": is_count}
+BENCH_PARTS = {  # of a bench report: a list of rows each -> title
+    "train": "Training step", "budget": "Where the mdm step goes", "sample": "Sampling",
+    "length": "Cost against length (mdm)", "size": "Cost against parameters (mdm)",
+    "processes": "Several processes (torchrun, DistributedDataParallel), a GPU or a share of the "
+                 "CPU each; mean over the steps"}
+
+
+def refuse(file, field, why):
+    raise BadInput(f"{printable(file, 200)}: field {printable(field)} {why}; "
+                   "make the file again, or move it away")
+
+
+def check_fields(part, fields, file, where=""):
+    """Raises BadInput for the first of the fields that `part` lacks, or that is impossible."""
+    for name, is_right in fields.items():
+        if name not in part:
+            refuse(file, where + name, "is missing")
+        if not is_right(part[name]):
+            refuse(file, where + name, f"is {printable(repr(part[name]))}, which cannot be")
+
+
+def harmless(value):
+    """A value from json, control characters in its strings escaped: they are printed later."""
+    if isinstance(value, dict):
+        return {printable(k): harmless(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [harmless(v) for v in value]
+    return printable(value, 1000) if isinstance(value, str) else value
+
+
+def read_json(file):
+    """-> a dict. Raises BadInput."""
+    shown = printable(file, 200)
+    try:
+        loaded = harmless(json.loads(Path(file).read_text(encoding="utf-8")))
+    except OSError as e:
+        raise BadInput(f"cannot read {shown}: {e.strerror}") from None
+    except (ValueError, RecursionError):
+        raise BadInput(f"{shown} is not JSON: cut off or damaged; "
+                       "make it again, or move it away") from None
+    if not isinstance(loaded, dict):
+        raise BadInput(f"{shown} does not hold a JSON object; make it again, or move it away")
+    return loaded
+
+
+def read_result(file):
+    """One json file of reproduce.py -> a result. Raises BadInput, naming file and field."""
+    file = Path(file)
+    result = read_json(file)
+    check_fields(result, RESULT, file)
+    check_fields(result["machine"], MACHINE, file, "machine.")
+    check_fields(result["config"], CONFIG, file, "config.")
+    if result["training"] is not None:
+        check_fields(result["training"], TRAINING, file, "training.")
+    if result.get("likelihood") is not None:
+        check_fields({"likelihood": result["likelihood"]}, {"likelihood": is_object}, file)
+        check_fields(result["likelihood"], LIKELIHOOD, file, "likelihood.")
+    if result["preset"] != file.parent.name:
+        refuse(file, "preset", f"is {result['preset']!r}, unlike the folder")
+    if file.name != f"{result['name']}-seed{result['seed']}.json":
+        refuse(file, "name", f"is {result['name']!r}, and seed {result['seed']}, unlike the file's")
+    for i, row in enumerate(result["rows"]):
+        check_row(row, file, f"rows[{i}].")
+    return dict(result, log=file.with_suffix(".csv"))
+
+
+def check_row(row, file, where):
+    check_fields(row, ROW, file, where)
+    if row["solved"] > row["num"]:
+        refuse(file, where + "solved", f"is {row['solved']}, more than num {row['num']}")
+    if not math.isclose(row["solved_rate"], row["solved"] / row["num"], abs_tol=1e-9):
+        refuse(file, where + "solved_rate", f"is {row['solved_rate']}, not solved / num")
+    by_distance = row.get("by_distance", {})
+    if not isinstance(by_distance, dict):
+        refuse(file, where + "by_distance", "is not an object")
+    for distance, counts in by_distance.items():
+        pair = isinstance(counts, list) and len(counts) == 2 and all(map(is_index, counts))
+        if not distance.isdecimal() or not pair or counts[0] > counts[1]:
+            refuse(file, where + "by_distance", "is not {distance: [solved, num]}")
+
+
+def read_bench(file):
+    """One json file of bench.py -> its report. Raises BadInput, naming file and field."""
+    report = read_json(file)
+    check_fields(report, BENCH, file)
+    parts = [part for part in BENCH_PARTS if part in report]
+    check_fields(report, dict.fromkeys(parts, is_rows), file)
+    for part in parts:
+        columns = dict.fromkeys(report[part][0], is_cell)
+        for i, row in enumerate(report[part]):
+            check_fields(row, columns, file, f"{part}[{i}].")
+    check_fields({"exponents": {}, **report}, {"exponents": is_object}, file)
+    exponents = report.get("exponents", {})
+    check_fields(exponents, dict.fromkeys(exponents, is_exponent), file, "exponents.")
+    return report
+
+
+def load_results(folder, order):
+    """The results folder -> found; other files in it are left alone. Raises BadInput."""
+    found = {}
+    for preset, names in order.items():
+        files = sorted((Path(folder) / preset).glob("*-seed*.json"))
+        files = [file for file in files if file.name.rpartition("-seed")[0] in names]
+        results = [read_result(file) for file in files]
+        if results:
+            found[preset] = sorted(results, key=lambda d: (names.index(d["name"]), d["seed"]))
+    if not found:
+        raise BadInput(f"no results in {printable(folder, 200)}; "
+                       "make some with: python reproduce.py --preset demo")
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# Numbers: seeds added up, and what they say
+
+
+def describe(config):
+    if config["task"].startswith("sudoku"):
+        return f"{config['task']} {config['board_size']}x{config['board_size']}"
+    if config["task"] == "star":
+        return f"star G({config['arms']},{config['path_len']})"
+    return config["task"]
+
+
+def pooled(results):
+    """The results of one preset -> one dict for each run and dial, seeds added up."""
+    groups = {}
+    for result in results:
+        for i, row in enumerate(result["rows"]):
+            key = (result["name"], i, row["latents"], row.get("test"), row.get("order"))
+            groups.setdefault(key, []).append((result, row))
+    return [pool(name, members) for (name, *_), members in groups.items()]
+
+
+def pool(name, members):
+    """members: (result, row) of each seed -> dict."""
+    result, row = members[0]
+    rows, trained = [r for _, r in members], [d["training"] for d, _ in members if d["training"]]
+    solved, num = sum(r["solved"] for r in rows), sum(r["num"] for r in rows)
+    by_distance = {}
+    for r in rows:
+        for distance, counts in r.get("by_distance", {}).items():
+            before = by_distance.get(distance, (0, 0))
+            by_distance[distance] = (before[0] + counts[0], before[1] + counts[1])
+    return {
+        "name": name, "objective": row["objective"], "window": row["trained_window"],
+        "latents": row["latents"], "task": describe(result["config"]),
+        "test": row.get("test"), "order": row.get("order"), "per_step": row.get("tokens_per_step"),
+        "likelihoods": [d["likelihood"] for d, _ in members if d.get("likelihood")],
+        "machine": result["machine"]["device"], "seeds": len(members),
+        "solved": solved, "num": num, "rate": solved / num, "interval": wilson(solved, num),
+        "rates": [r["solved_rate"] for r in rows], "by_distance": by_distance,
+        "nfe": row["nfe"], "tokens": row["tokens"],
+        "seconds": sum(r["seconds"] for r in rows) / len(rows), "params": result["params"],
+        "steps": " ".join(str(t["steps"]) for t in trained),
+        "train_seconds": [t["seconds"] for t in trained],
+        "memory": max((t["peak_memory_gb"] or 0 for t in trained), default=0)}
+
+
+# What latents change, at equal training seconds. A side is (objective, trained window, latents).
+JOINT = ("diffusion: independent (sidm) or joint (mdm)", ("sidm", None, 0), ("mdm", None, "all"))
+DIAL = ("diffusion: one scdm model at n = 0 or n = all", ("scdm", None, 0), ("scdm", None, "all"))
+WINDOW = ("autoregressive: mtp trained with W = 1 or W = all",
+          ("mtp", "1", 0), ("mtp", "all", "all"))
+
+
+def gaps(rows):
+    """-> [(task, what is compared, row without latents, row with all of them)]."""
+    pairs, tasks = [], {}
+    for r in rows:
+        task = r["task"] + (f", {r['test']}" if r["test"] else "")
+        side = (r["objective"], r["window"], r["latents"])
+        tasks.setdefault(task, {}).setdefault(side, r)  # the first order of decoding of each
+    for task, sides in tasks.items():
+        for what, without, with_all in (JOINT, DIAL, WINDOW):
+            if without in sides and with_all in sides:
+                pairs.append((task, what, sides[without], sides[with_all]))
+    return pairs
+
+
+def show_window(latents):
+    return "W = all" if latents == "all" else f"W = {latents + 1}"
+
+
+def percent(share):
+    return f"{100 * share:.1f} %"
+
+
+def findings(results):
+    """What the results of one preset say, in a sentence each -> list of str."""
+    rows, said = pooled(results), []
+    for task, what, a, b in gaps(rows):
+        said.append(f"{task}: {what}: {percent(a['rate'])} -> {percent(b['rate'])} "
+                    f"({100 * (b['rate'] - a['rate']):+.1f} points)")
+    dial = [f"n = {r['latents']}: {percent(r['rate'])} in {r['seconds']:.2f} s"
+            for r in rows if r["objective"] == "scdm"]
+    if len(dial) > 2:
+        said.append("the dial: " + ", ".join(dial))
+    special = {r["latents"]: r for r in rows if r["window"] not in (None, "random")}
+    for r in rows:
+        if r["window"] == "random" and r["latents"] in special:
+            a, b = special[r["latents"]]["rate"], r["rate"]
+            said.append(f"{show_window(r['latents'])}: a model of its own {percent(a)}, "
+                        f"the one for all windows {percent(b)} ({100 * (b - a):+.1f} points)")
+    return said
+
+
+# --------------------------------------------------------------------------------------------------
+# Tables in Markdown
+
+
+def header(columns):
+    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+
+
+def per_seed(r):
+    return " ".join(f"{100 * rate:.0f}" for rate in r["rates"])
+
+
+FRONT = (  # the four rows of the README's first page: preset, task, what is compared, in words
+    ("sudoku6", "sudoku-gen 6x6", JOINT,
+     "diffusion on 6x6 boards: trained without latents (`sidm`) or with all (`mdm`)"),
+    ("sudoku6", "sudoku-gen 6x6", DIAL,
+     "one diffusion model (`scdm`): its dial at n = 0 or n = all"),
+    ("sudoku6", "sudoku-gen 6x6", WINDOW, "left to right (`mtp`): a window of W = 1 or W = all"),
+    ("star", "star G(5,5)", WINDOW, "the same on star graphs G(5,5)"),
+)
+
+
+def rows(found):
+    """The README's rows: solved %, mean over seeds, and lowest to highest seed."""
+    text = header(("without latents", "with all", "what is compared"))
+
+    def share(r):
+        mean, low, high = sum(r["rates"]) / r["seeds"], min(r["rates"]), max(r["rates"])
+        digits = 1 if low > 0.99 else 0  # in whole percents 99.9 would look like no mistakes at all
+        seeds = f" ({100 * low:.{digits}f}-{100 * high:.{digits}f})" if r["seeds"] > 1 else ""
+        return percent(mean) + seeds
+
+    for preset, task, (compared, *_), words in FRONT:
+        for of_task, what, a, b in gaps(pooled(found.get(preset, []))):
+            if (of_task, what) == (task, compared):
+                counts = sorted({a["seeds"], b["seeds"]})
+                seeds = " or ".join(map(str, counts)) + (" seeds" if counts[-1] > 1 else " seed")
+                text.append(f"| {share(a)} | {share(b)} | {words}; `{preset}`, {seeds} |")
+    return "\n".join(text)
+
+
+def summary(found):
+    """One line per comparison."""
+    text = header(("task", "what is compared", "no latents, solved %", "all latents, solved %",
+                   "seeds", "preset"))
+
+    def share(r):
+        low, high = r["interval"]
+        seeds = f"; seeds {per_seed(r)}" if r["seeds"] > 1 else ""
+        return f"{100 * r['rate']:.1f} ({100 * low:.1f}-{100 * high:.1f}{seeds})"
+
+    for preset, results in found.items():
+        for task, what, a, b in gaps(pooled(results)):
+            cells = (task, what, share(a), share(b), str(a["seeds"]), f"`{preset}`")
+            text.append(f"| {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def table(found):
+    """Every row of every preset."""
+    parts = []
+    for preset, results in found.items():
+        parts += [command_line(preset, results), "\n".join(result_rows(pooled(results)))]
+        distances = distance_rows(pooled(results))
+        if distances:
+            parts += ["Solved %, with counts, by planning distance:", "\n".join(distances)]
+    return "\n\n".join(parts)
+
+
+def command_line(preset, results):
+    """What stands above a table: its command, machines, seeds and minutes."""
+    machines = dict.fromkeys(
+        f"{m['device']}, {m['threads']} threads, torch {m['torch']}"
+        for m in (d["machine"] for d in results))
+    walls = {}
+    for d in results:
+        walls.setdefault(d["name"], []).append(d["wall_seconds"])
+    minutes = sum(sum(wall) / len(wall) for wall in walls.values()) / 60
+    fewest, most = min(map(len, walls.values())), max(map(len, walls.values()))
+    command = f"python reproduce.py --preset {preset}" + (f" --seeds {most}" if most > 1 else "")
+    seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
+    return (f"**{preset}**: `{command}` ({' and '.join(machines)}; {seeds} seed{'s' * (most > 1)}, "
+            f"{minutes:.1f} minutes each with training, compiling and evaluation)")
+
+
+def result_rows(rows):
+    """rows: from pooled() -> lines."""
+    by_test = any(r["test"] for r in rows)
+    by_likelihood = any(r["likelihoods"] for r in rows)
+    text = header(("task", "objective", *("test", "order", "per step") * by_test, "latents",
+                   "solved %", "counts", "95 % interval", "per seed %", "NFE", "tokens", "seconds",
+                   *("nats per cell",) * by_likelihood, "weights", "GB"))
+    for r in rows:
+        low, high = r["interval"]
+        trained = f" (trained at W = {r['window']})" if r["window"] else ""
+        weights = f"{r['params'] / 1e6:.2f}M, loaded"
+        if r["train_seconds"]:
+            seconds = sum(r["train_seconds"]) / len(r["train_seconds"])
+            weights = f"{r['params'] / 1e6:.2f}M, {seconds:.0f} s, {r['steps']} steps"
+        test = (r["test"], r["order"], r["per_step"]) if by_test else ()
+        nats = (likelihood_cell(r["likelihoods"]),) if by_likelihood else ()
+        cells = (r["task"], r["objective"] + trained, *test, r["latents"],
+                 f"{100 * r['rate']:.1f}", f"{r['solved']}/{r['num']}",
+                 f"{100 * low:.1f}-{100 * high:.1f}", per_seed(r), r["nfe"], r["tokens"],
+                 f"{r['seconds']:.2f}", *nats, weights, r["memory"] or "-")
+        text.append(f"| {' | '.join(map(str, cells))} |")
+    return text
+
+
+def likelihood_cell(likelihoods):
+    """Mean over seeds, as a bound (<=) or exactly, above the floor of uniformly random boards."""
+    if not likelihoods:
+        return "-"
+    mean = sum(d["nats_per_cell"] for d in likelihoods) / len(likelihoods)
+    sign = "" if likelihoods[0]["exact"] else "<= "
+    return f"{sign}{mean:.4f} (floor {likelihoods[0]['floor']:.4f})"
+
+
+def distance_rows(rows):
+    """rows: from pooled() -> lines: solved by planning distance; none for other tasks."""
+    distances = sorted({d for r in rows for d in r["by_distance"]}, key=int)
+    if not distances:
+        return []
+    text = header(("objective", *distances))
+    for r in rows:
+        cells = [r["objective"] + (f" (W = {r['window']})" if r["window"] else "")]
+        for distance in distances:
+            k, n = r["by_distance"].get(distance, (0, 0))
+            cells.append(f"{100 * k / n:.0f} ({k}/{n})" if n else "-")
+        text.append(f"| {' | '.join(cells)} |")
+    return text
+
+
+def bench_markdown(report):
+    """A report of bench.py as tables."""
+    medians = "" if "processes" in report else f", medians of {report['repeats']}"
+    text = [f"**Speed**: `{report['command']}` ({report['device']}, {report['threads']} threads, "
+            f"torch {report['torch']}; training at {report['width']} x {report['depth']}{medians})"]
+    for part, title in BENCH_PARTS.items():
+        if part in report:
+            measured = [name for name in report[part][0]
+                        if any(row[name] is not None for row in report[part])]
+            text += ["", f"{title}:", "", *header([name.replace("_", " ") for name in measured])]
+            for row in report[part]:
+                text.append(f"| {' | '.join(cell(row[name]) for name in measured)} |")
+    if "exponents" in report:
+        lines = [f"{name}: exponent {value:.2f}" for name, value in report["exponents"].items()]
+        text += ["", "  \n".join(lines)]
+    return "\n".join(text)
+
+
+def cell(value):
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if isinstance(value, (int, float)) else value
+
+
+# --------------------------------------------------------------------------------------------------
+# One board at several moments, as plain text
+
+
+def board_lines(cells, N):
+    """cells: N*N digits, stored as 0..N-1, larger where unknown -> lines, and how many conflict."""
+    h, w = BOX[N]
+    wrong = {c for c in range(N * N)
+             if cells[c] < N and any(cells[c] == cells[p] for p in peers(N)[c])}
+    shown = [str(d + 1) if d < N else "." for d in cells]
+    shown = [f"[{d}]" if c in wrong else f" {d} " for c, d in enumerate(shown)]
+    lines = []
+    for r in range(N):
+        if r and r % h == 0:
+            lines.append("+".join(["-" * 3 * w] * (N // w)))
+        lines.append("|".join("".join(shown[c:c + w]) for c in range(r * N, r * N + N, w)))
+    return lines, len(wrong)
+
+
+def boards_beside(columns, moments, N):
+    """columns: [(title, history, nfe, tokens)]; history: the N*N cells after each step -> text."""
+    count, width = N * N, len(board_lines([N] * N * N, N)[0][0])
+    text = [("", *(title for title, *_ in columns))]
+    for moment in moments:
+        text.append(("",))
+        boards = [board_lines(history[moment - 1], N)[0] for _, history, *_ in columns]
+        for i, lines in enumerate(zip(*boards)):
+            text.append((f"{moment} of {count}" if i == 0 else "", *lines))
+    wrong = [board_lines(history[-1], N)[1] for _, history, *_ in columns]
+    text += [("",), ("", *(f"{n} cells in conflict" if n else "0 mistakes" for n in wrong)),
+             ("", *(f"{nfe} forward passes" for *_, nfe, _ in columns)),
+             ("", *(f"{tokens:,} tokens" for *_, tokens in columns))]
+    lines = [f"{line[0]:9}" + "".join(f"{part:{width + 5}}" for part in line[1:]) for line in text]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def board(found, columns, moments, N, seed):
+    """The README's board, without and with latents, and how often either succeeds -> Markdown."""
+    words = ("The same model (`scdm`), the same order of cells, the same random numbers. "
+             "[5]: a digit that stands twice in its row, column or box. "
+             f"Seed {seed} is an example, the first at which the two differ")
+    dial = {r["latents"]: r for r in pooled(found.get("demo", [])) if r["objective"] == "scdm"}
+    if {0, "all"} <= dial.keys():
+        words += (f": of {dial[0]['num']:,} boards n = 0 solves {percent(dial[0]['rate'])}, "
+                  f"n = all {percent(dial['all']['rate'])} (`demo` in RESULTS.md)")
+    words = textwrap.fill(words + ".", 100, break_long_words=False, break_on_hyphens=False)
+    return f"```text\n{boards_beside(columns, moments, N)}\n```\n\n{words}"
+
+
+# --------------------------------------------------------------------------------------------------
+# Pages: the generated parts of RESULTS.md and README.md
+
+
+def tables(folder, order):
+    """The results folder -> {name of a part: text}."""
+    found = load_results(folder, order)
+    benches = [read_bench(file) for file in sorted(Path(folder).glob("bench*.json"))]
+    everything = "\n\n".join([table(found), *map(bench_markdown, benches)])
+    return {"rows": rows(found), "summary": summary(found), "table": everything}
+
+
+def update_page(page, texts, file):
+    """Put each of the texts {name: text} between its markers -> page. Raises BadInput."""
+    for name, text in texts.items():
+        flag = "--boards" if name == "board" else "--table"
+        begin, end = f"<!-- {name}: python reproduce.py {flag} -->", f"<!-- end of {name} -->"
+        for marker in (begin, end):
+            if page.count(marker) != 1:
+                many = "twice or more" if marker in page else "nowhere"
+                raise BadInput(f"{printable(file, 200)} holds {marker} {many}; "
+                               "it must stand there once. Nothing was written")
+        before, after = page.index(begin), page.index(end)
+        if after < before:
+            raise BadInput(f"{printable(file, 200)} holds {end} before {begin}; "
+                           "turn them round. Nothing was written")
+        page = f"{page[:before]}{begin}\n{text}\n{page[after:]}"
+    return page
+
+
+def write_pages(pages, texts, folder):
+    """pages {file: names of its parts}. All are read and put together before one is written."""
+    done = {}
+    for name, parts in pages.items():
+        file = Path(folder) / name
+        try:
+            page = file.read_text(encoding="utf-8")
+        except OSError as e:
+            raise BadInput(f"cannot read {printable(file, 200)}: {e.strerror}") from None
+        except ValueError:
+            raise BadInput(f"{printable(file, 200)} is not UTF-8") from None
+        done[file] = update_page(page, {part: texts[part] for part in parts}, file)
+    for file, page in done.items():
+        write_text(file, page)
+    return list(done)
+
+
+# --------------------------------------------------------------------------------------------------
+# Figures
+
+COLORS = {"mdm": "#1b6ca8", "sidm": "#c0392b", "scdm": "#2a9d5c", "mtp": "#8e44ad", "ar": "#7f7f7f"}
+
+
+def color(objective):
+    return COLORS.get(objective, "#333333")
+
+
+def figures(found, folder):
+    """found -> files: accuracy against latents and time where something is dialled, else against
+    training."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise BadInput("--figures needs matplotlib; "
+                       "install it with: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    files = []
+    for preset, results in found.items():
+        if preset in ("windows", "demo-dial"):  # drawn with sudoku6 and with demo
+            continue
+        rows = pooled(results)
+        if preset == "sudoku6":
+            rows = both_families(rows, pooled(found.get("windows", [])))
+        seeds = max(r["seeds"] for r in rows)
+        of_seeds = f"{seeds} seed{'s' * (seeds > 1)}"
+        if any(r["latents"] not in (0, "all") for r in rows):
+            bars = "whiskers: lowest and highest seed" if seeds > 1 else "95 % intervals"
+            figure = draw_dial(plt, rows, f"{preset}: accuracy against latents and against time "
+                                          f"({of_seeds}, {bars})")
+        else:
+            figure = draw_training(plt, results, f"{preset}: accuracy during training ({of_seeds})")
+        figure.tight_layout()
+        files.append(Path(folder) / f"{preset}.png")
+        save = functools.partial(figure.savefig, format="png", dpi=120, metadata={"Software": None})
+        replace_file(files[-1], save)
+        plt.close(figure)
+    return files
+
+
+def both_families(sudoku6, windows):
+    """Diffusion from sudoku6, and mtp from windows, once that has been trained."""
+    rows = [r for r in sudoku6 if r["objective"] != "mtp" or not windows] + windows
+    for r in rows:  # one task, but not one training time: the legend shall say that
+        r["task"] = f"{sum(r['train_seconds']) / r['seeds']:.0f} s of training"
+    return rows
+
+
+def lines_of(rows):
+    """Rows that one line connects -> {(objective, which model, task): rows}."""
+    specialists = [r for r in rows if r["window"] not in (None, "random")]
+    lines = {}
+    for r in rows:
+        name = f"W = {r['window']}" if r["window"] else ""
+        if r["window"] == "random":
+            name = "one model, any window"
+        elif r in specialists and len(specialists) > 2:
+            name = "one model per window"
+        lines.setdefault((r["objective"], name, r["task"]), []).append(r)
+    return lines
+
+
+def draw_dial(plt, rows, title):
+    """Left: solved against latents. Right: against measured milliseconds, of one machine."""
+    most = max(r["latents"] for r in rows if r["latents"] != "all")
+    for r in rows:
+        r["x"] = 2.2 * most if r["latents"] == "all" else r["latents"]
+        r["ms"] = 1000 * r["seconds"] * r["seeds"] / r["num"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    machine = rows[0]["machine"]
+    for i, ((objective, name, task), members) in enumerate(lines_of(rows).items()):
+        label = f"{objective}{', ' + name if name else ''}"
+        label += f" ({task})" if len({r["task"] for r in rows}) > 1 else ""
+        here = [r for r in members if r["machine"] == machine]
+        dashes = "--" if name == "one model per window" else "-"
+        draw_line(left, members, "x", i, dashes, objective, name, label)
+        if here:
+            line = dashes if len(here) == len(members) else ""
+            draw_line(right, here, "ms", i, line, objective, name, label)
+    left.set_xscale("symlog", linthresh=1)
+    ticks = (0, 1, 2, 4, 8, 16, 32, 64, 128, 2.2 * most)
+    ticks = [x for x in ticks if any(r["x"] == x for r in rows)]
+    left.set_xticks(ticks, ["all" if t > most else str(t) for t in ticks])
+    left.minorticks_off()
+    left.set_xlabel("latent tokens in each forward pass (n, or W - 1)")
+    left.set_ylabel("solved, %")
+    left.set_ylim(0, 103)
+    right.set_xlabel(f"milliseconds per sample ({machine})")
+    if max(r["ms"] for r in rows) > 20 * min(r["ms"] for r in rows):
+        right.set_xscale("log")
+        right.xaxis.set_major_formatter("{x:g}")
+        right.xaxis.set_minor_formatter("")
+    else:
+        right.set_xlim(left=0)
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+    right.legend(*left.get_legend_handles_labels(), fontsize=8, loc="center left",
+                 bbox_to_anchor=(1.02, 0.5), frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def draw_line(axis, members, x, i, line, objective, name, label):
+    """One model, dialled: points with whiskers, joined by `line`. i: its number on this axis."""
+    members = sorted(members, key=lambda r: r["x"])
+    y = [100 * r["rate"] for r in members]
+    low = [min(r["rates"]) if r["seeds"] > 1 else r["interval"][0] for r in members]
+    high = [max(r["rates"]) if r["seeds"] > 1 else r["interval"][1] for r in members]
+    error = [[max(0, a - 100 * b) for a, b in zip(y, low)],
+             [max(0, 100 * b - a) for a, b in zip(y, high)]]
+    marker = "s" if objective in ("ar", "mtp") else "o"  # squares: left to right
+    at = [0.04 * i if r[x] == 0 else r[x] for r in members]  # whiskers at 0 would lie on each other
+    inside = "white" if name == "one model, any window" else color(objective)
+    if len(members) == 1 and members[0]["latents"] == 0:
+        inside = "none"
+    axis.errorbar(at, y, yerr=error, fmt=line + marker, color=color(objective), mfc=inside,
+                  capsize=3, label=label)
+
+
+def draw_training(plt, results, title):
+    """One panel per task: solved against training seconds, a line for each run and seed."""
+    tasks = list(dict.fromkeys(describe(d["config"]) for d in results))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks) + 1, 4), squeeze=False)
+    for axis, task in zip(axes[0], tasks):
+        for d in (d for d in results if describe(d["config"]) == task):
+            seconds, solved = curve(d["log"])
+            objective, window = d["rows"][0]["objective"], d["rows"][0]["trained_window"]
+            label = objective + (f", W = {window}" if window else "")
+            axis.plot(seconds, solved, "--" if window == "1" else "-", color=color(objective),
+                      label=label if d["seed"] == results[0]["seed"] else None)
+        axis.set(title=task, xlabel="training seconds", ylabel="solved, %", ylim=(-2, 103))
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def curve(file):
+    """A log -> training seconds and solved %, where there was an evaluation. Raises BadInput."""
+    seconds, solved = [], []
+    for number, row in enumerate(read_log(file), 2):
+        try:
+            if not row["solved"]:
+                continue
+            second, k, n = float(row["seconds"]), int(row["solved"]), int(row["num"])
+        except (KeyError, TypeError, ValueError):
+            second, k, n = 0.0, 0, 0
+        if not is_amount(second) or not 0 <= k <= n or n == 0:
+            raise BadInput(f"{printable(file, 200)} line {number}: its seconds, solved or num are "
+                           "missing or impossible; make the file again, or move it away")
+        seconds.append(second)
+        solved.append(100 * k / n)
+    return seconds, solved

@@ -1,0 +1,141 @@
+"""Puzzles in, boards out: what sample.py reads from users and shows in a terminal."""
+import os
+import sys
+
+import torch
+from tqdm import tqdm
+
+from data.files import read_text
+from objectives import ORDERS
+from plumbing.checkpoint import write_text
+from plumbing.cli import DEVICES, BadInput, Parser, number, path, printable, say
+
+
+def parse_sample_args(description, argv):
+    """The command line of sample.py."""
+    p = Parser(description, epilog="Dials without a meaning for the objective are refused.")
+    whole = number(1, 1_000_000)
+    p.add_argument("--ckpt", type=path, required=True, metavar="FILE",
+                   help="checkpoint of train.py; carries task, objective and sizes")
+    p.add_argument("--num", type=whole, help="how many samples; with --puzzles: the first of the "
+                   "file (default all); with --puzzle: answers to it, at T = 1 and with pass@k")
+    p.add_argument("--puzzle", metavar="STRING",
+                   help="one puzzle (81 characters, or a graph in its task's text format)")
+    p.add_argument("--puzzles", type=path, metavar="FILE",
+                   help="a file of puzzles; README.md lists the formats")
+    p.add_argument("--answers", type=path, metavar="FILE",
+                   help="write puzzle, answer, solved and confidence there, one line each")
+    p.add_argument("--latents", type=number(0, all_=True), metavar="N|all",
+                   help="scdm: latent tokens, redrawn each step; default all")
+    p.add_argument("--window", type=number(1, all_=True), metavar="W|all",
+                   help="mtp: window, W - 1 of it latents; default as trained")
+    p.add_argument("--order", choices=ORDERS,
+                   help="which cell next; default: confidence for puzzles, random for generation")
+    p.add_argument("--candidates", type=number(1, all_=True), metavar="N|all",
+                   help="cells that compete for being next; default: all for mdm, else 8")
+    p.add_argument("--tokens-per-step", type=whole, metavar="K",
+                   help="cells committed per forward pass; default 1")
+    p.add_argument("--temperature", type=number(0.0, 1e6, kind=float), metavar="T",
+                   help="0 is greedy; default: 0 for puzzles, 1 for generation")
+    p.add_argument("--bound", action="store_true", help="do not sample: the likelihood of --num "
+                   "(default 256) held-out samples, for diffusion its bound with 32 masks each")
+    p.add_argument("--seed", type=number(0, 2**32), default=0,
+                   help="of the order, the latents and the sampled symbols; default 0")
+    p.add_argument("--device", choices=DEVICES, default="auto", help="where to run")
+    p.add_argument("--color", choices=("auto", "always", "never"), default="auto",
+                   help="auto: when stdout is a terminal")
+    p.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
+    return p.parse_args(argv)
+
+
+def use_color(choice):
+    if choice == "auto":
+        return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return choice == "always"
+
+
+def load_puzzles(args, task):
+    """--puzzle or --puzzles -> start (num, S), references (num, A): see find_references().
+
+    Raises BadInput for what cannot be solved, naming file and line.
+    """
+    if args.puzzle is not None and args.puzzles is not None:
+        raise BadInput("--puzzle and --puzzles were both given; give one")
+    if args.puzzle is not None:
+        puzzles, notes = task.read(args.puzzle, "--puzzle")
+        if len(puzzles) > 1:
+            raise BadInput(f"--puzzle holds {len(puzzles)} puzzles; give a file with --puzzles")
+        puzzles = puzzles * (args.num or 1)
+    else:  # what stands behind the first --num is not looked at
+        puzzles, notes = task.read(read_text(args.puzzles), args.puzzles, args.num)
+        if args.num and args.num > len(puzzles):
+            raise BadInput(f"--num {args.num} is more than the {len(puzzles)} puzzles of "
+                           f"{printable(args.puzzles, 200)}")
+    for note in notes:
+        say(note)
+    return torch.tensor([p[0] for p in puzzles]), find_references(puzzles, task)
+
+
+def find_references(puzzles, task):
+    """-> (num, A), a row of -1 where there is none; what has none is said. Raises BadInput."""
+    references, lacking, solved = [], {}, {}
+    for start, answer, place in tqdm(puzzles, desc="checking puzzles", delay=2, leave=False):
+        why = None
+        if answer is None and tuple(start) not in solved:
+            try:
+                solved[tuple(start)] = task.reference(start)
+            except BadInput as e:
+                raise BadInput(f"{place}: {e}") from None
+        if answer is None:
+            answer, why = solved[tuple(start)]
+        if answer is None:
+            lacking.setdefault(why, []).append(place)
+        references.append([-1] * task.A if answer is None else answer)
+    for why, places in lacking.items():
+        say(f"{len(places)} of {len(puzzles)} without a reference ({why}; first: {places[0]}): "
+            "scored by the rules alone")
+    return torch.tensor(references)
+
+
+def answers_to_file(file, task, start, answers, stats):
+    """One line each: puzzle, answer, solved (1 or 0) and confidence, separated by tabs."""
+    lines = ["puzzle\tanswer\tsolved\tconfidence\n"]
+    empty = task.blanks(start).all(dim=1)
+    for i in range(len(start)):
+        puzzle = "" if empty[i] and task.name == "sudoku-gen" else task.format(start[i])
+        answer = task.format_answer(answers[i])
+        solved, confidence = int(stats["solved"][i]), stats["confidence"][i].item()
+        lines.append(f"{puzzle}\t{answer}\t{solved}\t{confidence:.4f}\n")
+    write_text(file, "".join(lines))
+
+
+def show(task, start, answers, history, stats, report, color):
+    """Every step of a single sample, the end of the first five otherwise; mistakes in words."""
+    for s in range(min(len(start), 5)):
+        before = start[s, task.P:]
+        if len(start) == 1:
+            for step, tokens in enumerate(history, 1):
+                now = tokens[s, task.P:].cpu()
+                board = task.render(start[s], now, before, color)
+                print(f"step {step} of {len(history)}\n{board}\n")
+                before = now
+        if len(start) > 1 or not history:
+            print(f"sample {s + 1}\n{task.render(start[s], answers[s], answers[s], color)}")
+        said = task.mistakes(start[s], answers[s])
+        if bool(stats["solved"][s]) == bool(said):  # two checkers, written differently, must agree
+            raise RuntimeError(f"the checkers of task {task.name} disagree about sample {s + 1}")
+        more = f"; and {len(said) - 5} more" if len(said) > 5 else ""
+        print(("mistakes: " + "; ".join(said[:5]) + more if said else "valid") + "\n")
+    low, high = report["interval"]
+    line = (f"{task.name} {report['objective']}: solved {report['solved']}/{report['num']} = "
+            f"{100 * report['solved_rate']:.1f} % (95 % interval {100 * low:.1f}-{100 * high:.1f})")
+    if report["exact"] is not None:
+        line += (f", exact {report['exact']}/{report['references']}, "
+                 f"cells {100 * report['cell_acc']:.1f} %")
+    if report["num"] > 1:
+        line += f", {report['distinct']} different answer{'s' if report['distinct'] > 1 else ''}"
+    for name in (name for name in report if name.startswith("pass@")):
+        line += f", {name}: {'yes' if report[name] else 'no'}"
+    print(line)
+    print(f"order {report['order']}, latents {report['latents']}, {report['nfe']} forward passes "
+          f"and {report['tokens']} tokens per sample, {report['seconds']:.2f} s")

@@ -1,0 +1,254 @@
+"""What is hidden in training, and the losses, against enumeration.
+
+    A answer positions   m hidden cells   W window
+"""
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import diffusion
+import mtp
+import train
+from config import Config
+from conftest import ToyTask, TrueConditionals, random_model
+from model import CAUSAL
+from objectives import OBJECTIVES
+
+TASK = ToyTask()
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def toy_batch(count, seed=1):
+    x = torch.randint(2, (count, 5), generator=gen(seed))
+    x[:, 0] = TASK.BOS
+    return x
+
+
+def loss_of(objective, model, x, generator, window="all", given=None, shard=slice(None)):
+    """One draw of an objective's loss, as a training step takes it."""
+    config = Config(objective=objective, window=window)
+    hidden = train.draw_hidden((x, given), TASK, config, generator)
+    return train.training_loss(model, (x, given), hidden, TASK, config, shard)
+
+
+# -- the forward process --
+
+
+def test_masks_are_uniform_and_stratified():
+    """m is uniform on 1..A with no empty draw: exactly, thanks to strata. So is every cell."""
+    turn = diffusion.draw_turns(4000, 4, gen(), "cpu")
+    m = (turn > 0).sum(dim=1)
+    assert torch.equal(m.bincount(), torch.tensor([0, 1000, 1000, 1000, 1000]))  # 4000 strata
+    hidden = (turn > 0).float().mean(dim=0)  # expectation (A + 1) / 2A = 0.625; 5 sigma = 0.038
+    assert (hidden - 0.625).abs().max() < 0.04
+    for t, k in zip(turn[:50], m):
+        assert sorted(t[t > 0].tolist()) == list(range(1, int(k) + 1))
+
+
+def test_m_never_exceeds_what_there_is(monkeypatch):
+    """The largest draw of torch.rand rounds the last stratum up to B: m would be A + 1."""
+    largest = 1 - 2**-24
+    monkeypatch.setattr(torch, "rand", lambda *shape, **kw: torch.full(shape, largest))
+    assert (torch.arange(3) + torch.rand(3))[2] == 3  # the rounding that is meant
+    turn = diffusion.draw_turns(3, 4, None, "cpu", left_to_right=True)
+    assert turn[2].tolist() == [1, 2, 3, 4]
+    given = torch.tensor([[True, False, False, False]] * 3)
+    turn = diffusion.draw_turns(3, 4, None, "cpu", left_to_right=True, given=given)
+    assert turn[2].tolist() == [0, 1, 2, 3]
+
+
+def test_cut_hides_the_last_cells():
+    turn = diffusion.draw_turns(400, 6, gen(), "cpu", left_to_right=True)
+    for t in turn.tolist():
+        assert all(b == a + 1 for a, b in zip(t, t[1:])) and t[-1] >= 1
+    assert torch.equal((turn > 0).sum(dim=1).bincount()[1:] // 10 * 10, torch.full((6,), 60))
+
+
+def test_given_cells_are_never_hidden():
+    """m is uniform on 1..(cells not given); which of them are hidden is uniform too."""
+    given = torch.tensor([[True, False, False, True, False]])
+    turn = diffusion.draw_turns(3000, 5, gen(), "cpu", given=given.expand(3000, 5))
+    assert not (turn[:, given[0]] > 0).any()
+    m = (turn > 0).sum(dim=1)
+    assert torch.equal(m.bincount(), torch.tensor([0, 1000, 1000, 1000]))
+    hidden = (turn > 0).float().mean(dim=0)[~given[0]]  # (1/3)(1/3 + 2/3 + 1) = 2/3; 5 sigma
+    assert (hidden - 2 / 3).abs().max() < 0.043
+    for t in turn[:30]:
+        assert sorted(t[t > 0].tolist()) == list(range(1, int((t > 0).sum()) + 1))
+    ragged = torch.tensor([[True, True, True, True, False], [False] * 5])
+    turn = diffusion.draw_turns(2, 5, gen(), "cpu", given=ragged)
+    assert turn[0].tolist()[4] == 1 and (turn[0] > 0).sum() == 1
+
+
+def test_given_cells_and_the_cut():
+    """mtp in place: the cells that are not given are cut from left to right."""
+    given = torch.tensor([[False, True, False, True, False]] * 300)
+    turn = diffusion.draw_turns(300, 5, gen(), "cpu", left_to_right=True, given=given)
+    seen = {tuple(t) for t in turn.clamp(min=0)[:, [0, 2, 4]].tolist()}
+    assert seen == {(0, 0, 1), (0, 1, 2), (1, 2, 3)} and not (turn[:, [1, 3]] > 0).any()
+
+
+def test_nothing_given_is_no_givens():
+    """A mask of givens that is empty changes nothing about the law, and A cells can be hidden."""
+    none = torch.zeros(400, 4, dtype=torch.bool)
+    turn = diffusion.draw_turns(400, 4, gen(), "cpu", given=none)
+    assert torch.equal((turn > 0).sum(dim=1).bincount(), torch.tensor([0, 100, 100, 100, 100]))
+
+
+# -- the bound --
+
+
+@pytest.mark.parametrize("objective", ["mdm", "sidm", "scdm"])
+def test_bound_equals_enumeration(objective):
+    """The Monte Carlo loss is the exact bound: all orders and all m of 4 cells, weighted by hand.
+
+    The ranks are written out here. 20,000 draws; the tolerance is 5 standard errors (false alarm
+    6e-7, and the seed is fixed).
+    """
+    model, x, exact = random_model(TASK), torch.tensor([[TASK.BOS, 0, 1, 1, 0]]), 0.0
+    with torch.no_grad():
+        for order in itertools.permutations(range(4)):
+            for m in range(1, 5):
+                hidden = order[4 - m:]  # in their turn
+                noisy, rank = x.clone(), torch.zeros(1, 5)
+                for turn, cell in enumerate(hidden, 1):
+                    noisy[0, 1 + cell] = TASK.MASK
+                    rank[0, 1 + cell] = {"mdm": 0, "sidm": 1, "scdm": turn}[objective]
+                logp = model(noisy, torch.arange(5), rank).log_softmax(dim=2)
+                logp = logp.gather(2, x[:, :, None].clamp(max=1))[0, 1:, 0]
+                exact += -logp[list(hidden)].mean().item() / (4 * math.factorial(4))
+        values = torch.stack([loss_of(objective, model, x.expand(100, 5), gen(s))
+                              for s in range(200)])
+    assert abs(values.mean() - exact) < 5 * values.std() / 200 ** 0.5
+
+
+def test_bound_with_givens_equals_enumeration():
+    """In place: the bound of the cells that are not given, conditioned on those that are."""
+    model, x, exact = random_model(TASK), torch.tensor([[TASK.BOS, 0, 1, 1, 0]]), 0.0
+    given = torch.tensor([[False, True, False, False]])
+    free = [0, 2, 3]
+    with torch.no_grad():
+        for m in range(1, 4):
+            for hidden in itertools.combinations(free, m):
+                noisy = x.clone()
+                noisy[0, [1 + c for c in hidden]] = TASK.MASK
+                logp = model(noisy, torch.arange(5)).log_softmax(dim=2)
+                logp = logp.gather(2, x[:, :, None].clamp(max=1))[0, 1:, 0]
+                exact += -logp[list(hidden)].mean().item() / (3 * math.comb(3, m))
+        many = x.expand(99, 5), given.expand(99, 4)
+        values = torch.stack([loss_of("mdm", model, many[0], gen(s), given=many[1])
+                              for s in range(200)])
+    assert abs(values.mean() - exact) < 5 * values.std() / 200 ** 0.5
+
+
+def test_bound_is_tight_for_the_true_conditionals():
+    """A model that knows the distribution has bound = -log p(x) / A: every order factorises it."""
+    support = torch.tensor(list(itertools.product(range(2), repeat=4)))
+    weights = torch.rand(16, generator=gen(3)) + 0.05
+    model = TrueConditionals(TASK, support, weights)
+    for index in (0, 5, 14):
+        x, total = support[index], 0.0
+        for m in range(1, 5):
+            for hidden in itertools.combinations(range(4), m):
+                noisy = x.clone()
+                noisy[list(hidden)] = TASK.MASK
+                logp = model(noisy[None], torch.arange(1, 5)).log_softmax(dim=2)[0]
+                logp = logp.gather(1, x[:, None])[:, 0]
+                total += -logp[list(hidden)].mean() / (4 * math.comb(4, m))
+        true = -(weights[index] / weights.sum()).log().item() / 4
+        assert total.item() == pytest.approx(true, rel=1e-5)
+
+
+def test_prompt_is_never_masked_and_never_scored():
+    """The loss does not look at the prompt's logits, and the model always gets the whole prompt."""
+    class Spy:
+        def __call__(self, tokens, positions, rank=None):
+            assert (tokens[:, 0] == TASK.BOS).all()
+            logits = torch.zeros(*tokens.shape, TASK.K)
+            logits[:, 0] = math.nan
+            return logits
+
+    x = torch.tensor([[TASK.BOS, 0, 1, 1, 0]] * 8)
+    for objective in ("mdm", "sidm", "scdm"):
+        assert loss_of(objective, Spy(), x, gen()).item() == pytest.approx(math.log(2))
+    for window in ("1", "2", "all", "random"):
+        loss = loss_of("mtp", Spy(), x, gen(), window)
+        assert loss.item() == pytest.approx(math.log(2))
+
+
+# -- windows --
+
+
+@pytest.mark.parametrize("window", ["1", "2", "3", "all", "9"])
+def test_mtp_window_is_what_decoding_sees(window):
+    """Training with +inf beyond the window equals the trimmed forward of decode(), cell by cell.
+
+    W = 1 has no latents: the loss is the next token's alone, from the prompt and the known cells.
+    """
+    W = min(4, int(window)) if window != "all" else 4
+    model, x = random_model(TASK), toy_batch(32)
+    turn = diffusion.draw_turns(32, 4, gen(7), "cpu", left_to_right=True)
+    expected = []
+    for row, t in zip(x, turn):
+        cut = 1 + int((t <= 0).sum())  # position of the first unknown cell
+        end = min(cut + W, 5)
+        tokens = torch.cat([row[:cut], torch.full((end - cut,), TASK.MASK)])
+        logits = model(tokens[None], torch.arange(end))[0, cut:]
+        expected.append(F.cross_entropy(logits, row[cut:end]))
+    loss = loss_of("mtp", model, x, gen(7), window)
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_random_window_is_uniform_in_log_W():
+    """P(W = w) = log((w + 1) / w) / log(A + 1), within 5 standard errors of 20,000 draws."""
+    g, A = gen(), 5
+    drawn = torch.stack([mtp.draw_window("random", A, g, "cpu") for _ in range(20000)])
+    share = drawn.bincount(minlength=A + 1)[1:] / len(drawn)
+    law = torch.tensor([math.log((w + 1) / w) / math.log(A + 1) for w in range(1, A + 1)])
+    assert share.shape == law.shape
+    assert ((share - law).abs() < 5 * (law * (1 - law) / len(drawn)).sqrt()).all()
+
+
+def test_windows_of_a_number_and_of_all():
+    assert mtp.draw_window("all", 5, gen(), "cpu") == 5
+    assert mtp.draw_window("3", 5, gen(), "cpu") == 3
+    assert mtp.draw_window("9", 5, gen(), "cpu") == 5
+
+
+def test_ar_loss_is_next_token_on_the_answer():
+    model, x = random_model(TASK), toy_batch(16)
+    expected = []
+    for i in range(1, 5):
+        logits = model(x[:, :i], torch.arange(i), torch.arange(1, i + 1))[:, -1]
+        expected.append(F.cross_entropy(logits, x[:, i]))
+    torch.testing.assert_close(loss_of("ar", model, x, gen()), torch.stack(expected).mean())
+    assert mtp.next_token_ranks(mtp.causal, TASK, "cpu") is CAUSAL
+
+
+# -- the whole loss --
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_parameter_learns(objective):
+    """One backward pass gives every weight matrix a gradient (else something is not wired)."""
+    model = random_model(TASK)
+    loss_of(objective, model, toy_batch(16), gen()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("objective, window", [
+    ("mdm", "all"), ("sidm", "all"), ("scdm", "all"), ("ar", "all"), ("mtp", "2"),
+    ("mtp", "random")])
+def test_shards_add_up(objective, window):
+    """The mean of the losses of two shards is the loss of the batch: draws know no shards."""
+    model, x = random_model(TASK), toy_batch(6)
+    with torch.no_grad():
+        whole, *halves = (loss_of(objective, model, x, gen(2), window, None, shard)
+                          for shard in (slice(None), slice(0, None, 2), slice(1, None, 2)))
+    assert abs(sum(halves) / 2 - whole) < 1e-6 and abs(halves[0] - halves[1]) > 1e-3

@@ -1,0 +1,212 @@
+"""An objective is a ranking: who may look at whom in TRAINING, by hand; a sixth in a few lines.
+
+    A answer cells   W window   turn: <= 0 known, 1, 2, 3, ... unknown in their order
+"""
+import pytest
+import torch
+
+import diffusion
+import mtp
+import train
+from config import Config
+from conftest import ToyTask, empty, keys_for, random_model, task_config
+from data import make_task
+from model import CAUSAL, visible
+from objectives import OBJECTIVES, ORDERS, Dials, Objective, make_dials, show_count
+from plumbing.cli import ALL, BadInput
+from sample import decode, decode_next_token
+from test_model import MATRICES, SUFFIX, TURN, by_hand
+
+# The tokens of test_model: three of the prompt, six answer cells.
+TASK = ToyTask()
+TASK.P, TASK.A, TASK.S = 3, 6, 9
+
+
+class Spy:
+    """A model that remembers what it was asked, and whose logits depend on nothing."""
+
+    def __call__(self, tokens, positions, rank=None):
+        self.tokens, self.rank = tokens, rank
+        return torch.zeros(*tokens.shape, TASK.K)
+
+
+def seen_in_training(objective, turn, W):
+    """-> (T, T) bool: who may look at whom in the forward pass of the loss, under this turn."""
+    spy, rule = Spy(), OBJECTIVES[objective]
+    rule.nats(spy, torch.randint(2, (1, TASK.S)), turn, W, TASK, rule.ranks)
+    T = spy.tokens.shape[1]
+    rank = {None: torch.zeros(1, T), CAUSAL: torch.arange(1, T + 1)[None]}.get(
+        spy.rank if spy.rank is None or isinstance(spy.rank, str) else 0, spy.rank)
+    return visible(rank)[0]
+
+
+@pytest.mark.parametrize("objective", ["mdm", "sidm", "scdm"])
+def test_diffusion_trains_under_its_matrix(objective):
+    """Pins that sidm does not train as mdm, whatever the ranking is called."""
+    assert torch.equal(seen_in_training(objective, TURN, 6), by_hand(objective))
+
+
+def test_mtp_trains_under_its_matrix():
+    assert torch.equal(seen_in_training("mtp", SUFFIX, 2), by_hand("mtp"))
+    assert seen_in_training("mtp", SUFFIX, 6).all()  # W = all: everything sees everything
+
+
+@pytest.mark.parametrize("W, rows", [
+    (1, ["xxxxxx...", "xxxxxx...", "xxxxxx...", "xxxxxx...", "xxxxxx...", "xxxxxx...",
+         "xxxxxxx..", "xxxxxx.x.", "xxxxxx..x"]),
+    (3, ["xxxxxxxx."] * 8 + ["xxxxxxxxx"])])
+def test_other_windows_train_under_their_matrices(W, rows):
+    """Windows of one and of three: beyond them each sees itself, and nobody sees it."""
+    matrix = torch.tensor([[cell == "x" for cell in row] for row in rows])
+    assert torch.equal(seen_in_training("mtp", SUFFIX, W), matrix)
+    assert torch.equal(seen_in_training("mtp", SUFFIX, torch.tensor(W)), matrix)  # window = random
+
+
+def test_ar_trains_under_its_matrix():
+    """The last token is never fed; the others look back."""
+    turn, W = mtp.hide_nothing(1, 6, "all", None, "cpu", None)
+    assert torch.equal(seen_in_training("ar", turn, W), by_hand("ar")[:8, :8])
+
+
+@pytest.mark.parametrize("window, W", [("all", 6), ("2", 2), ("1", 1)])
+def test_the_window_of_training_is_the_one_asked_for(window, W):
+    """`all` hides the whole suffix behind nothing: W = A, an int, so no mask is built."""
+    turn, drawn = mtp.hide_the_rest(8, 6, window, torch.Generator().manual_seed(0), "cpu", None)
+    assert drawn == W and isinstance(drawn, int)
+    assert (mtp.window_sees_itself(turn, drawn) is None) == (W == 6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_no_answer_leaks_through_the_loss(objective):
+    """Changing the hidden symbol of one cell changes that cell's score and no other's.
+
+    For ar: the score of that cell and of later ones, never of earlier ones. The score of a cell is
+    the part of the loss that its own logits make, taken from gradients with respect to the logits.
+    """
+    config = Config(objective=objective, window="2")
+    model, x = random_model(TASK), torch.randint(2, (1, TASK.S))
+    hidden = train.draw_hidden((x, None), TASK, config, torch.Generator().manual_seed(3))
+    cells = [c for c in range(TASK.A) if hidden[0][0, c] > 0]
+
+    def logits_of(tokens):
+        kept = []
+
+        def spy(*args, **kw):
+            kept.append(model(*args, **kw))
+            return kept[0]
+        train.training_loss(spy, (tokens, None), hidden, TASK, config)
+        shift = 1 if OBJECTIVES[objective].next_token else 0
+        return kept[0][0, TASK.P - shift:]
+
+    base = logits_of(x)
+    for cell in cells:
+        changed = x.clone()
+        changed[0, TASK.P + cell] ^= 1
+        moved = (logits_of(changed) != base).any(dim=1)
+        if OBJECTIVES[objective].next_token:
+            assert not moved[:cell + 1].any()
+        else:
+            assert not moved.any()  # a hidden symbol never enters the forward pass
+
+
+@pytest.mark.parametrize("objective", ["mdm", "sidm", "scdm", "mtp"])
+def test_training_and_decoding_rank_alike(objective):
+    """One function: the ranks of a decoding step are those of training at the same turns."""
+    turn = torch.tensor([[0, 0, 1, 2, 3]])  # two known cells, two latents, one candidate
+    in_training = OBJECTIVES[objective].ranks(turn, 5)
+    in_decoding = OBJECTIVES[objective].ranks(turn)
+    assert in_training is in_decoding is None or torch.equal(in_training, in_decoding)
+
+
+def test_a_sixth_objective(monkeypatch):
+    """prefix: ar with a prompt that sees itself both ways (prompt rank 0, answer 1, 2, 3, ...).
+
+    One row makes it: scdm's ranking, but the next token is predicted. It trains and decodes; its
+    prompt sees itself; with the cache it says what it says without.
+    """
+    prefix = Objective(diffusion.semi_causal, mtp.hide_nothing, mtp.next_token_nats,
+                       left_to_right=True, next_token=True, dials=("temperature",))
+    monkeypatch.setitem(OBJECTIVES, "prefix", prefix)
+    config = Config(objective="prefix", task="star", path_len=3, labels=9, width=16, depth=1,
+                    heads=2, batch_size=64, max_steps=3, device="cpu", learning_rate=0.01)
+    task = make_task(config)
+    full_precision = torch.autocast("cpu", enabled=False)
+    state = train.make_state(config, task, torch.device("cpu"), full_precision)
+    step = train.make_step(state)
+    losses = [step(1.0).item() for _ in range(3)]
+    assert losses[2] < losses[0]
+    start, _ = task.test_set(5)
+    dials = make_dials("prefix", task)
+    with_cache, without = (
+        decode_next_token(state.model, task, "prefix", start, dials.temperature, keys_for(start), c)
+        for c in (True, False))
+    assert torch.equal(with_cache[0], without[0]) and with_cache[1]["tokens"][0] == task.S - 1
+    rank = mtp.next_token_ranks(prefix.ranks, task, "cpu")
+    sees = visible(rank)
+    assert sees[:task.P, :task.P].all() and not sees[:task.P, task.P:].any()
+    assert torch.equal(sees[task.P:, task.P:], torch.ones(task.A, task.A).tril().bool())
+
+
+@pytest.mark.parametrize("objective, asked, word", [
+    ("mdm", {"latents": 0}, "latents"), ("sidm", {"latents": ALL}, "latents"),
+    ("ar", {"latents": 1}, "latents"), ("mtp", {"latents": 1}, "window"),
+    ("ar", {"order": "confidence"}, "temperature"), ("mtp", {"order": "confidence"}, "window"),
+    ("ar", {"tokens_per_step": 4}, "temperature"), ("ar", {"window": 2}, "temperature"),
+    ("scdm", {"window": 2}, "latents"),
+    ("scdm", {"order": "random", "candidates": 4}, "confidence"),
+    ("mtp", {"window": 2, "tokens_per_step": 3}, "--window 3"), ("mdm", {"window": 1}, "order"),
+    ("sidm", {"order": "left_to_right", "candidates": 2}, "margin")])
+def test_flags_without_meaning_are_refused(objective, asked, word):
+    with pytest.raises(BadInput, match=word):
+        make_dials(objective, make_task(task_config()), "all", **asked)
+
+
+def test_default_dials():
+    def fields(*args, **kw):
+        d = make_dials(*args, **kw)
+        return d.order, d.candidates, d.latents, d.tokens_per_step, d.temperature
+
+    boards, star = make_task(task_config()), make_task(task_config("star"))
+    assert fields("scdm", boards) == ("random", 1, ALL, 1, 1.0)
+    assert fields("scdm", boards, greedy=True) == ("confidence", 8, ALL, 1, 0.0)
+    assert fields("mdm", star) == ("confidence", ALL, ALL, 1, 0.0)
+    assert fields("sidm", star) == ("confidence", 8, 0, 1, 0.0)
+    assert fields("ar", star) == ("left_to_right", 1, 0, 1, 0.0)
+    assert make_dials("mtp", star, "4").latents == 3
+    assert make_dials("mtp", star, "random").latents == ALL - 1
+    # all is what mdm does anyway: that many, and no fewer, may be asked for
+    assert make_dials("mdm", star, latents=star.A - 1).latents == ALL
+    with pytest.raises(BadInput):
+        make_dials("mdm", star, latents=star.A - 2)
+
+
+def test_what_is_asked_for_is_what_comes():
+    star = make_task(task_config("star"))
+    dials = make_dials("scdm", star, order="margin", candidates=4, latents=3, tokens_per_step=2,
+                       temperature=0.5)
+    assert dials == Dials("margin", 4, 3, 2, 0.5)
+    dials = make_dials("sidm", star, order="random", tokens_per_step=3)
+    assert dials == Dials("random", 3, 0, 3, 0)
+    assert make_dials("sidm", star, candidates=2, tokens_per_step=3).candidates == 3
+    assert make_dials("mtp", star, "all", window=2, tokens_per_step=2).latents == 0
+    assert ORDERS == ("random", "confidence", "margin", "entropy", "left_to_right")
+
+
+def test_counts_as_they_are_reported():
+    """A - 1 latents are all there can be beside a decoded cell."""
+    task = make_task(task_config())
+    assert [show_count(n, task) for n in (0, 14, 15, ALL)] == [0, 14, "all", "all"]
+
+
+def test_decode_names_no_objective():
+    """What an objective is stands in the table, not in the sampler."""
+    import inspect
+    for function in (decode, decode_next_token):
+        body = inspect.getsource(function).split('"""')[2]
+        assert not any(f'"{name}"' in body for name in OBJECTIVES)
+
+
+def test_empty_is_what_a_task_starts_with():
+    task = make_task(task_config())
+    assert torch.equal(empty(task, 3), task.test_set(3)[0])
+    assert len(MATRICES) == len(OBJECTIVES)

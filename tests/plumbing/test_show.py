@@ -1,0 +1,265 @@
+"""Puzzles in, boards and files out: sample.py from end to end, through main(argv)."""
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import data.sudoku
+import sample
+from conftest import LINE, PUZZLE, SOLUTION
+from data.files import EXAMPLE
+from data.puzzles import TooHard
+from plumbing.cli import run
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "results/demo-dial/scdm-seed0.pt"  # sudoku-gen 6x6, trained
+ROWS = [PUZZLE[i:i + 9] for i in range(0, 81, 9)]
+SIX = "5.46.16......4..13315.2.16235.4.31.."
+NO_SOLUTION = "12345678." + "." * 8 + "9" + "." * 63
+
+
+@pytest.fixture
+def call(tmp_path, tiny_checkpoints, capsys, monkeypatch):
+    """-> call(checkpoint, *argv, text=None) -> exit code, stdout, lines of stderr.
+
+    text: str or bytes of a file that --puzzles then names. Nothing but printable text comes out.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def call(name, *argv, text=None):
+        if text is not None:
+            Path("p.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+            argv = (*argv, "--puzzles", "p.txt")
+        checkpoint = DEMO if name == "demo" else tiny_checkpoints[name]
+        code = run(sample.main, ["--ckpt", str(checkpoint), "--device", "cpu", *argv])
+        out, error = capsys.readouterr()
+        lines = [line for line in error.splitlines() if not line.startswith("device cpu, fp32")]
+        assert all(line.isprintable() for line in lines) and "Traceback" not in error
+        assert code == 0 or code == 2 and len(lines) == 1 and not out, (code, out, lines)
+        return code, out, lines
+
+    return call
+
+
+@pytest.fixture
+def report(call):
+    """-> report(...) -> the JSON report, lines of stderr."""
+    def report(*args, **kw):
+        code, out, lines = call(*args, "--json", **kw)
+        assert code == 0, lines
+        return json.loads(out), lines
+    return report
+
+
+# -- files --
+
+
+@pytest.mark.parametrize("text, num, notes", [
+    (f"id,quizzes,solutions,level\n1,{PUZZLE},{SOLUTION},easy\n2,{PUZZLE},,hard\n", 2,
+     ["took column 'quizzes' for the puzzle and 'solutions' for the solution, ignored id, level"]),
+    (b"\xef\xbb\xbf" + f"{PUZZLE}\r\n{LINE}\r\n".encode(), 2, []),
+    (f"{PUZZLE}\n".encode("utf-16"), 1, []),
+    ("\n".join(ROWS) + "\n\n" + "\n".join(ROWS) + "\n", 2,
+     ["took 9 lines of 9 cells for a board"]),
+    (PUZZLE.replace(".", "x"), 1, ["took 'x' for an empty cell"]),
+    (f"# two\n{LINE}\n\n{LINE.replace(' ', ',')}\n", 2, []),
+])
+def test_files_are_solved(report, text, num, notes):
+    """Against their solutions, or those that the solver finds; what was taken for what is said."""
+    found, lines = report("sudoku9", text=text)
+    assert (found["num"], found["references"], found["exact"]) == (num, num, 0)
+    assert lines == notes and 0 < found["cell_acc"] < 1 and found["nfe"] == PUZZLE.count(".")
+
+
+def test_a_model_of_boards_solves_puzzles_too(call, report):
+    """sudoku-gen 6x6, which decodes greedily where puzzles are given."""
+    found, lines = report("demo", text=f"{SIX}\n{EXAMPLE[6]}\n")
+    assert found["num"] == found["references"] == 2 and found["temperature"] == 0
+    assert found["solved"] == found["exact"] == 2 and not lines
+    code, _, (line,) = call("demo", text=PUZZLE)
+    assert code == 2 and "(9x9); this model was trained on 6x6" in line
+
+
+def test_what_is_no_file(call, tmp_path):
+    os.mkfifo("pipe")
+    for name, words in (("pipe", "it is a pipe"), (".", "it is a directory"),
+                        ("none", "No such file"), ("", "'' is not a path")):
+        code, _, (line,) = call("sudoku9", "--puzzles", name)
+        assert code == 2 and words in line
+
+
+@pytest.mark.parametrize("text", ["", "  ", "," * 80, ",,,,,,", "\n\n"])
+def test_no_puzzle(call, text):
+    """As a string and as a file."""
+    for how in (dict(text=text), {}):
+        code, _, (line,) = call("sudoku9", *([] if how else ["--puzzle", text]), **how)
+        assert code == 2 and line.endswith(f"a legal line: {PUZZLE}")
+
+
+def test_a_full_puzzle_is_solved(report):
+    found, _ = report("sudoku9", "--puzzle", SOLUTION)
+    assert found["solved"] == found["exact"] == 1 and found["nfe"] == found["tokens"] == 0
+    assert found["cell_acc"] == 1
+    # beside others: its cells are not counted, as none of them was to be found
+    mixed, _ = report("sudoku9", text=f"{SOLUTION}\n{PUZZLE}\n")
+    alone, _ = report("sudoku9", text=PUZZLE)
+    assert mixed["cell_acc"] == alone["cell_acc"] < 0.5 and mixed["exact"] == 1
+
+
+def test_the_first_num_of_a_file(call, report):
+    """Nothing behind them is looked at; more than there are is a mistake."""
+    text = f"{LINE}\n{LINE}\n{'7' * 81}\nhello\n"
+    assert report("sudoku9", "--num", "2", text=text)[0]["num"] == 2
+    code, _, (line,) = call("sudoku9", "--num", "3", text=text)
+    assert code == 2 and "p.txt line 3: the puzzle contradicts itself: row 1 holds 7 9" in line
+    code, _, (line,) = call("sudoku9", "--num", "3", text=f"{LINE}\n{LINE}\n")
+    assert code == 2 and "--num 3 is more than the 2 puzzles of p.txt" in line
+    text = f"puzzle\n{PUZZLE}\n{PUZZLE[:5]}\n"
+    assert report("sudoku9", "--num", "1", text=text)[0]["num"] == 1
+    rows = "\n".join(ROWS)
+    assert report("sudoku9", "--num", "1", text=f"{rows}\n\n{rows[:40]}")[0]["num"] == 1
+    graph = "1,2|2,3|1,4|4,5/1,3"
+    assert report("star", "--num", "1", text=f"{graph}\nhello\n")[0]["num"] == 1
+    code, _, (line,) = call("sudoku9", "--num", str(10**12), text=LINE)
+    assert code == 2 and "'1000000000000' is not an integer from 1 to 1000000" in line
+
+
+def test_several_answers_to_a_puzzle(call, report):
+    """They differ, at T = 1, and one that solves it is enough for pass@k."""
+    found, _ = report("demo", "--puzzle", SIX, "--num", "4")
+    assert found["num"] == found["references"] == 4 and found["temperature"] == 1
+    assert found["pass@4"] is (found["solved"] > 0)
+    found, _ = report("sudoku9", "--puzzle", PUZZLE, "--num", "3")
+    assert found["pass@3"] is False and found["distinct"] == 3
+    assert report("sudoku9", "--puzzle", PUZZLE, "--num", "3", "--temperature", "0")[0][
+        "distinct"] == 1
+    assert ", 3 different answers, pass@3: no" in call("sudoku9", "--puzzle", PUZZLE, "--num",
+                                                       "3")[1]
+    code, _, (line,) = call("sudoku9", "--puzzle", f"{PUZZLE}\n{PUZZLE}")
+    assert code == 2 and "--puzzle holds 2 puzzles; give a file with --puzzles" in line
+    code, _, (line,) = call("sudoku9", "--puzzle", PUZZLE, text=PUZZLE)
+    assert code == 2 and "were both given" in line
+
+
+# -- references --
+
+
+def test_who_has_no_reference(report, monkeypatch):
+    """Several solutions: judged by the rules alone, and said; the others are scored."""
+    found, lines = report("sudoku9", text=f"{'.' * 81}\n{LINE}\n{'.' * 81}\n")
+    assert found["num"] == 3 and found["references"] == 1
+    assert lines == ["2 of 3 without a reference (it has several solutions; "
+                     "first: p.txt line 1): scored by the rules alone"]
+    assert found["cell_acc"] == report("sudoku9", text=LINE)[0]["cell_acc"]
+
+    def give_up(*args, **kw):
+        raise TooHard
+
+    monkeypatch.setattr(data.sudoku, "solve", give_up)
+    found, lines = report("sudoku9", "--puzzle", PUZZLE)
+    assert found["references"] == 0 and found["exact"] is None and found["cell_acc"] is None
+    assert "1 of 1 without a reference (the search for further solutions gave up" in lines[0]
+
+
+def test_no_solution_is_said_with_its_line(call):
+    code, _, (line,) = call("sudoku9", text=f"# first\n{LINE}\n{NO_SOLUTION}\n")
+    assert code == 2 and "p.txt line 3: the puzzle has no solution" in line
+
+
+def test_references_of_graphs_are_checked(call, report):
+    """By walking them; where there is none any path counts."""
+    graph = "1,2|2,3|1,4|4,5/1,3"
+    found, lines = report("star", text=f"{graph}=1,2,3\n{graph}\n")
+    assert found["references"] == 1
+    assert "1 of 2 without a reference (any path along the edges counts; first: p.txt line 2)" \
+        in lines[0]
+    for wrong, words in (("3,2,1", "the answer is wrong: step 1: there is no edge 3,2"),
+                         ("1,4,5", "the answer is wrong: the path ends at 5, not at 3"),
+                         ("1,2", "path '1,2' is not 3 nodes"), ("1,2,9", "does not know")):
+        code, _, (line,) = call("star", text=f"{graph}=1,2,3\n{graph}={wrong}\n")
+        assert code == 2 and "p.txt line 2: " in line and words in line
+
+
+def test_an_objective_that_cannot_see_givens(call, report):
+    """Next token in place: refused. With a prompt of their own they are seen."""
+    code, _, (line,) = call("ar", "--puzzle", EXAMPLE[4])
+    assert code == 2 and "cannot see givens" in line
+    assert report("prompt9", text=LINE)[0]["references"] == 1
+    assert report("prompt9", "--num", "2")[0]["num"] == 2
+
+
+# -- control characters --
+
+
+def test_escape_characters_stay_out_of_the_terminal(call, tmp_path):
+    """From puzzle files, CSV headers, strings and paths: shown as \\x1b. (call() checks, too.)"""
+    esc = "\x1b[31m"
+    for text in (f"53{esc}..7\n", f"id,puz{esc}zle,name\n1,2,3\n",
+                 f"puzzle\n{PUZZLE[:-1]}\x1b\n", f"{PUZZLE} {SOLUTION[:-1]}\x1b\n"):
+        code, _, (line,) = call("sudoku9", text=text)
+        assert code == 2 and r"\x1b" in line
+    code, _, lines = call("sudoku9", "--json", text=f"puz{esc}zle,puzzle\n1,{PUZZLE}\n")
+    assert code == 0 and r"ignored puz\x1b[31mzle" in lines[0]
+    code, _, lines = call("sudoku9", "--json", text=f"{PUZZLE} {esc}\n")
+    assert code == 0 and r"\x1b[31m" in lines[0]
+    Path(f"a{esc}").write_text("hello")
+    bad = [("--puzzle", f"1{esc}"), ("--puzzles", f"a{esc}"), ("--puzzles", f"b{esc}"),
+           ("--answers", f"none{esc}/\0"[:-1] + "/", "--num", "1"), ("--order", esc),
+           ("--num", esc), (f"--{esc}", "1"), ("--latents", esc), ("--device", esc)]
+    for argv in bad:
+        code, _, (line,) = call("sudoku9", *argv)
+        assert code == 2 and r"\x1b" in line, argv
+    code, _, (line,) = call("star", "--puzzle", f"1,{esc}|2,3|1,4|4,5/1,3")
+    assert code == 2 and r"edge '1,\x1b[31m' is not 2 nodes" in line
+
+
+# -- answers --
+
+
+def test_answers_are_written(call, report, tmp_path):
+    """A line each: what was asked, what came out, whether it is right, how sure the model was."""
+    found, _ = report("demo", "--answers", "new/a.tsv", text=f"{SIX}\n{EXAMPLE[6]}\n")
+    head, *lines = Path("new/a.tsv").read_text(encoding="utf-8").splitlines()
+    assert head == "puzzle\tanswer\tsolved\tconfidence"
+    fields = [line.split("\t") for line in lines]
+    assert [f[0] for f in fields] == [SIX, EXAMPLE[6]]
+    assert sum(int(f[2]) for f in fields) == found["solved"]
+    for puzzle, answer, solved, confidence in fields:
+        fits = all(p in (".", a) for p, a in zip(puzzle, answer))
+        assert fits and len(answer) == 36 and 0 < float(confidence) <= 1
+    report("star", "--answers", "s.tsv", "--num", "2")
+    for line in Path("s.tsv").read_text().splitlines()[1:]:
+        assert line.split("\t")[0].count("|") == 3 and line.split("\t")[1].count(",") == 2
+    report("demo", "--answers", "g.tsv", "--num", "2")
+    assert [line.split("\t")[0] for line in Path("g.tsv").read_text().splitlines()[1:]] == ["", ""]
+    for bad, words in ((".", "cannot write .: it is a directory"), ("", "'' is not a path"),
+                       ("/dev/null/x", "cannot write /dev/null/x: File exists"),
+                       ("new/", "it is a directory")):
+        code, _, (line,) = call("sudoku9", "--num", "1", "--json", "--answers", bad)
+        assert code == 2 and words in line
+    assert not list(tmp_path.glob("**/*.tmp"))
+
+
+def test_boards_are_shown_step_by_step_with_mistakes_in_words(call):
+    _, text, _ = call("sudoku9", "--puzzle", PUZZLE, "--color", "always")
+    assert text.count("step ") == PUZZLE.count(".") and "solved 0/1" in text
+    assert "\033[32m" in text and "\033[31m" in text and "mistakes: " in text
+    _, text, _ = call("scdm", "--num", "7")
+    assert text.count("sample ") == 5 and "\033" not in text  # not a terminal: no colour
+    _, text, _ = call("star", "--window", "2")
+    assert "=" in text
+
+
+def test_the_two_checkers_must_agree(call, monkeypatch):
+    """What is counted and what is said in words come from code that was written twice."""
+    monkeypatch.setattr(data.sudoku.Sudoku, "mistakes", lambda *args: [])
+    with pytest.raises(RuntimeError, match="the checkers of task sudoku disagree about sample 1"):
+        call("sudoku9", "--puzzle", PUZZLE)
+
+
+def test_the_interval_of_a_report(report):
+    found, _ = report("sudoku9", text=LINE)
+    assert found["interval"] == [0.0, pytest.approx(0.7935, abs=1e-4)]
+    assert torch.tensor(found["cell_acc"]) < 0.5
