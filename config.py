@@ -80,13 +80,14 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
         batch_size=1024, learning_rate=1e-3, max_steps=100000, max_seconds=52.0, compile=True,
         eval_every_steps=0, eval_samples=512),
     "sudoku9-gen": dict(
-        task="sudoku-gen", board_size=9, train_size=20000, width=512, depth=6, heads=8,
-        batch_size=512, optimizer="muon", max_steps=20000, compile=True, eval_every_steps=2000,
+        task="sudoku-gen", board_size=9, train_size=20000, width=256, depth=12, heads=8,
+        batch_size=512, optimizer="muon", muon_learning_rate=1e-3, decay_fraction=1.0,
+        max_steps=100000, max_seconds=280.0, compile=True, eval_every_steps=2000,
         eval_samples=1000),
     "sudoku9": dict(
-        task="sudoku", board_size=9, train_size=200000, width=512, depth=6, heads=8,
-        batch_size=512, optimizer="muon", max_steps=6000, compile=True, eval_every_steps=1000,
-        eval_samples=1000),
+        task="sudoku", board_size=9, train_size=200000, width=256, depth=12, heads=8,
+        batch_size=512, max_steps=100000, max_seconds=88.0, decay_fraction=0.8, compile=True,
+        eval_every_steps=0, eval_samples=1000),
     "sudoku9-cpu": dict(
         task="sudoku", board_size=9, train_size=20000, width=128, depth=4, heads=4, batch_size=32,
         optimizer="muon", max_steps=1500, eval_samples=100, eval_every_steps=500),

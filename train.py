@@ -307,7 +307,8 @@ def train(config, resume=False):
         if state.processes > 1:
             torch.distributed.destroy_process_group()
     if stopped:
-        say(f"saved step {state.step} in {file}; go on with --resume")
+        if state.process == 0:
+            say(f"saved step {state.step} in {file}; go on with --resume")
         raise Stopped if signal.SIGTERM in asked else KeyboardInterrupt
     return metrics
 

@@ -239,6 +239,7 @@ def pool(name, members):
         "name": name, "objective": row["objective"], "window": row["trained_window"],
         "latents": row["latents"], "task": describe(result["config"]),
         "test": row.get("test"), "order": row.get("order"), "per_step": row.get("tokens_per_step"),
+        "restarts": row.get("restarts", 0),
         "likelihoods": [d["likelihood"] for d, _ in members if d.get("likelihood")],
         "machine": result["machine"]["device"], "seeds": len(members),
         "solved": solved, "num": num, "rate": solved / num, "interval": wilson(solved, num),
@@ -387,8 +388,9 @@ def result_rows(rows):
     """rows: from pooled() -> lines."""
     by_test = any(r["test"] for r in rows)
     by_likelihood = any(r["likelihoods"] for r in rows)
-    text = header(("task", "objective", *("test", "order", "per step") * by_test, "latents",
-                   "solved %", "counts", "95 % interval", "per seed %", "NFE", "tokens", "seconds",
+    text = header(("task", "objective", *("test", "order", "per step", "restarts") * by_test,
+                   "latents", "solved %", "counts", "95 % interval", "per seed %", "NFE",
+                   "tokens", "seconds",
                    *("nats per cell",) * by_likelihood, "weights", "GB"))
     for r in rows:
         low, high = r["interval"]
@@ -397,7 +399,7 @@ def result_rows(rows):
         if r["train_seconds"]:
             seconds = sum(r["train_seconds"]) / len(r["train_seconds"])
             weights = f"{r['params'] / 1e6:.2f}M, {seconds:.0f} s, {r['steps']} steps"
-        test = (r["test"], r["order"], r["per_step"]) if by_test else ()
+        test = (r["test"], r["order"], r["per_step"], r["restarts"]) if by_test else ()
         nats = (likelihood_cell(r["likelihoods"]),) if by_likelihood else ()
         cells = (r["task"], r["objective"] + trained, *test, r["latents"],
                  f"{100 * r['rate']:.1f}", f"{r['solved']}/{r['num']}",

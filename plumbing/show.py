@@ -37,6 +37,8 @@ def parse_sample_args(description, argv):
                    help="cells committed per forward pass; default 1")
     p.add_argument("--temperature", type=number(0.0, 1e6, kind=float), metavar="T",
                    help="0 is greedy; default: 0 for puzzles, 1 for generation")
+    p.add_argument("--restarts", type=number(0, 1000), default=0, metavar="R",
+                   help="decode again, up to R times, what breaks the rules; default 0")
     p.add_argument("--bound", action="store_true", help="do not sample: the likelihood of --num "
                    "(default 256) held-out samples, for diffusion its bound with 32 masks each")
     p.add_argument("--seed", type=number(0, 2**32), default=0,

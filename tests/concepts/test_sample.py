@@ -436,6 +436,25 @@ def test_scores_count_what_they_say(puzzle_task):
     assert metrics["nfe"] == pytest.approx(blanks.sum(dim=1).double().mean().item(), abs=0.01)
 
 
+def test_restarts_decode_again_what_breaks_the_rules(boards4, small_task):
+    """The truth at T = 1, two cells per step, is often wrong: restarts mend it, and cost passes.
+
+    Samples that were right keep their answer; the others get other random numbers each time.
+    """
+    task = make_task(task_config())
+    model, start = TrueConditionals(task, boards4), empty(task, 200)
+    dials = Dials("random", 4, ALL, 4, 1.0)
+    runs = [evaluate(model, task, "mdm", dials, start, None, 0, CPU, nullcontext(), restarts=r)
+            for r in (0, 1, 30)]
+    once, twice, often = (metrics["solved"] for metrics, _, _ in runs)
+    assert 0 < once < twice < often and often > 0.9 * 200
+    (_, first, stats), (_, _, after_one), (_, last, after) = runs
+    right = stats["solved"]
+    assert torch.equal(first[right], last[right]) and (after["nfe"][right] == 4).all()
+    assert (after_one["nfe"][~right] == 8).all() and (after_one["tokens"][~right] == 8 * 17).all()
+    assert (after["nfe"][~right] % 4 == 0).all() and after["nfe"].max() > 8
+
+
 def test_wilson():
     """Against values worked out with the closed form by hand for 8 of 10, 0 of 10 and 10 of 10."""
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=2e-4)
