@@ -127,7 +127,7 @@ def test_a_sixth_objective(monkeypatch):
     prefix = Objective(diffusion.semi_causal, mtp.hide_nothing, mtp.next_token_nats,
                        left_to_right=True, next_token=True, dials=("temperature",))
     monkeypatch.setitem(OBJECTIVES, "prefix", prefix)
-    config = Config(objective="prefix", task="star", path_len=3, labels=9, width=16, depth=1,
+    config = Config(objective="prefix", task="star", path_len=3, labels=9, width=16, depth=2,
                     heads=2, batch_size=64, max_steps=3, device="cpu", learning_rate=0.01)
     task = make_task(config)
     full_precision = torch.autocast("cpu", enabled=False)
@@ -135,6 +135,9 @@ def test_a_sixth_objective(monkeypatch):
     step = train.make_step(state)
     losses = [step(1.0).item() for _ in range(3)]
     assert losses[2] < losses[0]
+    torch.nn.init.normal_(state.model.head.weight, generator=torch.Generator().manual_seed(1))
+    for block in state.model.blocks:  # so that what a token sees decides its answer
+        torch.nn.init.normal_(block.attn.proj.weight, generator=torch.Generator().manual_seed(2))
     start, _ = task.test_set(5)
     dials = make_dials("prefix", task)
     with_cache, without = (
@@ -142,6 +145,11 @@ def test_a_sixth_objective(monkeypatch):
         for c in (True, False))
     assert torch.equal(with_cache[0], without[0]) and with_cache[1]["tokens"][0] == task.S - 1
     rank = mtp.next_token_ranks(prefix.ranks, task, "cpu")
+    tokens = start[:, :task.P]
+    for T in range(task.P, task.S):  # by hand, greedily, under its own ranks
+        logits = state.model(tokens, torch.arange(T), rank[:T])[:, -1]
+        tokens = torch.cat([tokens, logits.argmax(dim=1, keepdim=True)], dim=1)
+    assert torch.equal(with_cache[0], tokens)
     sees = visible(rank)
     assert sees[:task.P, :task.P].all() and not sees[:task.P, task.P:].any()
     assert torch.equal(sees[task.P:, task.P:], torch.ones(task.A, task.A).tril().bool())

@@ -298,7 +298,8 @@ def cut_down(script, argv, tmp_path, data_dir):
         argv = [*argv[:at], "2", *argv[at + 1:]]
     if script == "reproduce.py" and not {"--table", "--boards", "--write"} & set(argv):
         argv = [*argv, "--results", str(tmp_path / "new")]
-        argv += [] if "--figures" in argv else ["--num", "2", "--out", str(tmp_path / "o")]
+        small = ["--num", "2", "--seeds", "1", "--out", str(tmp_path / "o")]
+        argv += [] if "--figures" in argv else small
     return argv
 
 
