@@ -83,6 +83,13 @@ def test_every_sample_meets_all_noise_levels():
     assert all(sorted(column) == list(range(1, 9)) for column in m.T.tolist())
 
 
+def test_masks_spare_the_givens_of_their_own_sample():
+    """Each sample has other givens: they are shifted with the batch, and back."""
+    given = torch.eye(4, 6, dtype=torch.bool) | torch.eye(4, 6, dtype=torch.bool).roll(2, dims=1)
+    for turn in masks(given, 4, 6, 3, torch.Generator().manual_seed(0)):
+        assert not ((turn > 0) & given).any() and ((turn > 0).sum(dim=1) >= 1).all()
+
+
 def test_cuts_run_over_the_blanks():
     given = torch.tensor([[True, False, False], [False, False, False]])
     hidden = [(turn > 0).tolist() for turn in cuts(given, 2, 3)]

@@ -37,7 +37,7 @@ def seen_in_training(objective, turn, W):
     T = spy.tokens.shape[1]
     rank = {None: torch.zeros(1, T), CAUSAL: torch.arange(1, T + 1)[None]}.get(
         spy.rank if spy.rank is None or isinstance(spy.rank, str) else 0, spy.rank)
-    return visible(rank)[0]
+    return visible(rank.view(-1, T))[0]
 
 
 @pytest.mark.parametrize("objective", ["mdm", "sidm", "scdm"])
@@ -150,6 +150,9 @@ def test_a_sixth_objective(monkeypatch):
         logits = state.model(tokens, torch.arange(T), rank[:T])[:, -1]
         tokens = torch.cat([tokens, logits.argmax(dim=1, keepdim=True)], dim=1)
     assert torch.equal(with_cache[0], tokens)
+    trained = seen_in_training("prefix", *mtp.hide_nothing(1, 6, "all", None, "cpu", None))
+    matrix = ["xxx....."] * 3 + ["xxxx....", "xxxxx...", "xxxxxx..", "xxxxxxx.", "xxxxxxxx"]
+    assert trained.tolist() == [[cell == "x" for cell in row] for row in matrix]
     sees = visible(rank)
     assert sees[:task.P, :task.P].all() and not sees[:task.P, task.P:].any()
     assert torch.equal(sees[task.P:, task.P:], torch.ones(task.A, task.A).tril().bool())
