@@ -214,7 +214,7 @@ def loop(state, test_set, log, bar, asked_to_stop):
     file, write_row = Path(config.out) / "ckpt.pt", csv.writer(log, lineterminator="\n").writerow
     dials = make_dials(config.objective, task, config.window)
     take_step = make_step(state)
-    warm = state.step + (WARM_STEPS if config.compile else 0)  # nor is the compiler
+    warm = state.step + (WARM_STEPS if config.compile else 0)  # compiling is not on the clock
     losses, metrics, ended, stopped, clock = [], None, False, False, time.perf_counter()
     while not ended and not stopped:
         # 1. one step

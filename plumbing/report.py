@@ -579,14 +579,17 @@ def figures(found, folder):
     import matplotlib.pyplot as plt
     files = []
     for preset, results in found.items():
-        if preset in ("windows", "demo-dial"):  # drawn with sudoku6 and with demo
+        if preset in ("windows", "demo-dial", "sudoku9-cpu"):  # drawn elsewhere, or two points
             continue
         rows = pooled(results)
         if preset == "sudoku6":
             rows = both_families(rows, pooled(found.get("windows", [])))
         seeds = max(r["seeds"] for r in rows)
         of_seeds = f"{seeds} seed{'s' * (seeds > 1)}"
-        if any(r["latents"] not in (0, "all") for r in rows):
+        if any(r["test"] for r in rows):
+            figure = draw_puzzles(plt, rows, f"{preset}: puzzles solved against forward passes "
+                                             f"({of_seeds}, 95 % intervals)")
+        elif any(r["latents"] not in (0, "all") for r in rows):
             bars = "whiskers: lowest and highest seed" if seeds > 1 else "95 % intervals"
             figure = draw_dial(plt, rows, f"{preset}: accuracy against latents and against time "
                                           f"({of_seeds}, {bars})")
@@ -620,6 +623,32 @@ def lines_of(rows):
             name = "one model per window"
         lines.setdefault((r["objective"], name, r["task"]), []).append(r)
     return lines
+
+
+def draw_puzzles(plt, rows, title):
+    """A line for each test set: mdm, the surest cells first, from eight a pass to restarts."""
+    figure, axis = plt.subplots(figsize=(8, 4.4))
+    tests = list(dict.fromkeys(r["test"] for r in rows))
+    for color, test in zip(plt.get_cmap("viridis").resampled(len(tests) + 1).colors, tests):
+        members = [r for r in rows if r["test"] == test and r["objective"] == "mdm"]
+        name = test.removesuffix(".txt").replace("_", " ")
+        surest = sorted((r for r in members if r["order"] == "confidence"), key=lambda r: r["nfe"])
+        y = [100 * r["rate"] for r in surest]
+        low = [a - 100 * r["interval"][0] for a, r in zip(y, surest)]
+        high = [100 * r["interval"][1] - a for a, r in zip(y, surest)]
+        axis.errorbar([r["nfe"] for r in surest], y, yerr=[low, high], fmt="-o", color=color,
+                      capsize=3, label=name)
+        for r in members:
+            if r["order"] == "random":
+                axis.plot(r["nfe"], 100 * r["rate"], "x", color=color, ms=8)
+    axis.plot([], [], "kx", label="random order")
+    axis.set(title=title, xscale="log", ylim=(-2, 103), ylabel="solved, %",
+             xlabel="forward passes per puzzle: 8, 4, 2, 1 cells a pass, then up to 4, 16 restarts")
+    axis.title.set_fontsize(11)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    return figure
 
 
 def draw_dial(plt, rows, title):
