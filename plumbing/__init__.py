@@ -5,5 +5,6 @@ Programs import this package before torch, because both lines below must come fi
 import os
 
 # Threads that wait for each other sleep instead of spinning. With spinning, two small trainings at
-# once on two cores slowed each other down thirty times; alone it makes no difference (LOG.md).
+# once on two cores slow each other down six to thirty times, with sleeping hardly at all; alone
+# sleeping costs a fifth (LOG.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
