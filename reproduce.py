@@ -21,7 +21,6 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -269,7 +268,7 @@ def evaluate_one(model, task, config, name, asked, num, seed, device, autocast, 
     if file == "own":
         start, references = task.test_set(num)
     else:
-        start, references = load_puzzles(SimpleNamespace(puzzle=None, puzzles=file, num=None), task)
+        start, references = load_puzzles(task, file=file)
     dials = make_dials(config.objective, task, config.window,
                        **{k: v for k, v in asked.items() if k not in ("test", "restarts")})
     restarts = asked.get("restarts", 0)

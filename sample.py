@@ -142,7 +142,9 @@ def decode(model, task, objective, start, dials, keys, history=None):
             pick = certainty(probs, dials.order).masked_fill(~valid, -torch.inf).topk(k).indices
         where, valid = present[:, -c_most:].gather(1, pick), valid.gather(1, pick)  # (B, k)
         # 4. commit them. Noise goes with the seat, counted from the right: widths do not move it.
-        noise = uniform(keys[:rows], 2 * step + 1, c_most, task.K).flip(1)
+        noise = None
+        if dials.temperature:
+            noise = uniform(keys[:rows], 2 * step + 1, c_most, task.K).flip(1)
         symbols = draw(logits, dials.temperature, noise).gather(1, pick)
         symbols = torch.where(valid, symbols, tokens[:rows].gather(1, where))
         tokens = torch.cat([tokens[:rows].scatter(1, where, symbols), tokens[rows:]])
@@ -267,7 +269,10 @@ def main(argv=None):
     from_user = args.puzzle is not None or args.puzzles is not None
     greedy = task.unique_answer or from_user
     dials = make_dials(config.objective, task, config.window, greedy, **asked)
-    start, references = load_puzzles(args, task) if from_user else task.test_set(args.num or 1)
+    if from_user:
+        start, references = load_puzzles(task, args.puzzle, args.puzzles, args.num)
+    else:
+        start, references = task.test_set(args.num or 1)
     if OBJECTIVES[config.objective].next_token and (start[:, task.P:] != task.MASK).any():
         raise BadInput(f"objective {config.objective} reads from left to right and cannot see "
                        "givens that stand further on; solve puzzles with mdm, scdm, sidm or mtp")

@@ -47,8 +47,8 @@ class Entry(NamedTuple):
 
 
 def printable(text, limit=60):
-    """Foreign text for a message: control characters escaped, shortened. Reads only the start."""
-    return escaped(str(text)[:limit + 1], limit)
+    """Foreign text for a message: control characters escaped, shortened."""
+    return escaped(text, limit)
 
 
 def read_text(file):

@@ -18,6 +18,7 @@ from data import Task, cached
 from data.files import read_sudoku, read_text
 from data.puzzles import BOX, TARGETS, TooHard, generate, peers, solve, test_puzzles, units
 from plumbing.cli import BadInput, printable, say
+from plumbing.randomness import mix
 
 TEST_SIZE = 1000  # puzzles of the test set; training boards like them up to symmetry are dropped
 
@@ -38,11 +39,9 @@ def symmetry_hash(boards, N=9):
     h = BOX[N][0]
     grids = boards.reshape(-1, N, N).astype(np.int64)
 
-    def mix(x):  # 64-bit scramble, so that sums of scrambled numbers are a hash of a multiset
+    def scramble(x):  # so that sums of scrambled numbers are a hash of a multiset
         x = x.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        return mix(torch.from_numpy(x.view(np.int64))).numpy().view(np.uint64)
 
     def side(g):
         B = len(g)
@@ -54,13 +53,13 @@ def symmetry_hash(boards, N=9):
             for k in range(1, N + 1):
                 at = np.take_along_axis(step, at, axis=1)
                 length[(at == np.arange(N)) & (length == 0)] = k  # cycle length of each digit
-            kind = mix(mix(length).sum(axis=1))
+            kind = scramble(scramble(length).sum(axis=1))
             for row in (a, b):
                 (inside if a // h == b // h else across)[:, row] += kind
-        rows = mix(mix(inside) + across)  # (B, N)
-        return mix(mix(rows.reshape(B, N // h, h).sum(axis=2)).sum(axis=1))  # (B,)
+        rows = scramble(scramble(inside) + across)  # (B, N)
+        return scramble(scramble(rows.reshape(B, N // h, h).sum(axis=2)).sum(axis=1))  # (B,)
 
-    return mix(side(grids) + side(grids.transpose(0, 2, 1))).view(np.int64)
+    return scramble(side(grids) + side(grids.transpose(0, 2, 1))).view(np.int64)
 
 
 def symmetry_cells(batch_size, N, generator, device):

@@ -192,6 +192,7 @@ def load_model(file, device):
 # --------------------------------------------------------------------------------------------------
 # Going on with a run
 
+
 def restore(state, saved, file):
     """Put a checkpoint's progress into a run (train.State) whose model holds its weights.
 

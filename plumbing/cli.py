@@ -30,7 +30,7 @@ class Stopped(KeyboardInterrupt):
 
 def printable(text, limit=80):
     """Foreign text for a terminal: control characters escaped, shortened to `limit`."""
-    text = str(text)
+    text = str(text)[:limit + 1]  # escapes make it longer, never shorter
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= limit else text[:limit - 3] + "..."

@@ -56,23 +56,24 @@ def use_color(choice):
     return choice == "always"
 
 
-def load_puzzles(args, task):
-    """--puzzle or --puzzles -> start (num, S), references (num, A): see find_references().
+def load_puzzles(task, puzzle=None, file=None, num=None):
+    """One puzzle, or a file of them -> start (num, S), references (num, A): find_references().
 
-    Raises BadInput for what cannot be solved, naming file and line.
+    num: answers to the one puzzle, or how many of the file. Raises BadInput for what cannot be
+    solved, naming file and line.
     """
-    if args.puzzle is not None and args.puzzles is not None:
+    if puzzle is not None and file is not None:
         raise BadInput("--puzzle and --puzzles were both given; give one")
-    if args.puzzle is not None:
-        puzzles, notes = task.read(args.puzzle, "--puzzle")
+    if puzzle is not None:
+        puzzles, notes = task.read(puzzle, "--puzzle")
         if len(puzzles) > 1:
             raise BadInput(f"--puzzle holds {len(puzzles)} puzzles; give a file with --puzzles")
-        puzzles = puzzles * (args.num or 1)
+        puzzles = puzzles * (num or 1)
     else:  # what stands behind the first --num is not looked at
-        puzzles, notes = task.read(read_text(args.puzzles), args.puzzles, args.num)
-        if args.num and args.num > len(puzzles):
-            raise BadInput(f"--num {args.num} is more than the {len(puzzles)} puzzles of "
-                           f"{printable(args.puzzles, 200)}")
+        puzzles, notes = task.read(read_text(file), file, num)
+        if num and num > len(puzzles):
+            raise BadInput(f"--num {num} is more than the {len(puzzles)} puzzles of "
+                           f"{printable(file, 200)}")
     for note in notes:
         say(note)
     return torch.tensor([p[0] for p in puzzles]), find_references(puzzles, task)
