@@ -6,7 +6,7 @@ An objective is a RANKING (model.visible) together with what is hidden in traini
 is a new row; tests/concepts/test_objectives.py adds one in a few lines and trains and decodes it.
 """
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import diffusion
 import mtp
@@ -51,6 +51,8 @@ class Dials:
     latents: int          # unknown cells that are present and not committed (mtp: W - 1)
     tokens_per_step: int  # cells committed in one forward pass
     temperature: float    # 0 is greedy
+    decoder: str = ""     # a row of decoders/, instead of sample.py's own loop
+    knobs: dict = field(default_factory=dict)  # of that decoder
 
 
 def make_dials(objective, task, trained_window="all", greedy=None, **asked):

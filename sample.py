@@ -10,6 +10,7 @@ them.
 
     python sample.py --ckpt out/ckpt.pt --num 100              # generate, or solve own test puzzles
     python sample.py --ckpt out/ckpt.pt --puzzles FILE --json  # solve a file, print one JSON object
+    python sample.py --decoder list                            # the decoders of other papers
 """
 if __name__ == "__main__":
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)
@@ -24,11 +25,11 @@ from likelihood import likelihood_report
 from metrics import score, wilson
 from model import CAUSAL
 from mtp import next_token_ranks
-from objectives import OBJECTIVES, make_dials, show_count
+from objectives import OBJECTIVES, show_count
 from plumbing.checkpoint import load_model
-from plumbing.cli import BadInput, choose_device, end, run, say
+from plumbing.cli import choose_device, end, run, say
 from plumbing.randomness import sample_keys, uniform
-from plumbing.show import answers_to_file, load_puzzles, parse_sample_args, show, use_color
+from plumbing.show import answers_to_file, parse_sample_args, read_request, show, use_color
 
 # --------------------------------------------------------------------------------------------------
 # The sampler
@@ -204,6 +205,10 @@ def decode_all(model, task, objective, dials, start, keys, device, autocast, his
             if OBJECTIVES[objective].next_token:
                 tokens, stats = decode_next_token(model, task, objective, part, dials.temperature,
                                                   part_keys, history=history)
+            elif dials.decoder:
+                import decoders  # here, because they import this file
+                tokens, stats = decoders.decode(model, task, objective, part, dials, part_keys,
+                                                history)
             else:
                 tokens, stats = decode(model, task, objective, part, dials, part_keys, history)
         answer = tokens[:, task.P:].cpu()  # waits for the device
@@ -262,20 +267,7 @@ def main(argv=None):
         say(reason)
         print(likelihood_report(args, model, task, config, device, autocast))
         return
-    asked = {name: getattr(args, name) for name in ("order", "candidates", "latents", "window",
-                                                    "tokens_per_step", "temperature")}
-    if args.puzzle is not None and (args.num or 1) > 1 and args.temperature is None:
-        asked["temperature"] = 1.0  # several answers to one puzzle are asked for
-    from_user = args.puzzle is not None or args.puzzles is not None
-    greedy = task.unique_answer or from_user
-    dials = make_dials(config.objective, task, config.window, greedy, **asked)
-    if from_user:
-        start, references = load_puzzles(task, args.puzzle, args.puzzles, args.num)
-    else:
-        start, references = task.test_set(args.num or 1)
-    if OBJECTIVES[config.objective].next_token and (start[:, task.P:] != task.MASK).any():
-        raise BadInput(f"objective {config.objective} reads from left to right and cannot see "
-                       "givens that stand further on; solve puzzles with mdm, scdm, sidm or mtp")
+    start, references, dials = read_request(args, task, config)
     say(reason)
     history = [] if len(start) == 1 and not args.json else None
     metrics, answers, stats = evaluate(model, task, config.objective, dials, start, references,

@@ -7,4 +7,4 @@ import os
 # Threads that wait for each other sleep instead of spinning. With spinning, two small trainings at
 # once on two cores slow each other down six to thirty times, with sleeping hardly at all; alone
 # sleeping costs a fifth (LOG.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")

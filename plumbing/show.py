@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from data.files import read_text
-from objectives import ORDERS
+from objectives import OBJECTIVES, ORDERS, make_dials
 from plumbing.checkpoint import write_text
 from plumbing.cli import DEVICES, BadInput, Parser, number, path, printable, say
 
@@ -15,7 +15,7 @@ def parse_sample_args(description, argv):
     """The command line of sample.py."""
     p = Parser(description, epilog="Dials without a meaning for the objective are refused.")
     whole = number(1, 1_000_000)
-    p.add_argument("--ckpt", type=path, required=True, metavar="FILE",
+    p.add_argument("--ckpt", type=path, metavar="FILE",
                    help="checkpoint of train.py; carries task, objective and sizes")
     p.add_argument("--num", type=whole, help="how many samples; with --puzzles: the first of the "
                    "file (default all); with --puzzle: answers to it, at T = 1 and with pass@k")
@@ -37,6 +37,10 @@ def parse_sample_args(description, argv):
                    help="cells committed per forward pass; default 1")
     p.add_argument("--temperature", type=number(0.0, 1e6, kind=float), metavar="T",
                    help="0 is greedy; default: 0 for puzzles, 1 for generation")
+    p.add_argument("--decoder", metavar="NAME|list",
+                   help="decode by a rule of another paper; list shows them, without a --ckpt")
+    p.add_argument("--knob", action="append", metavar="[NAME=]VALUE",
+                   help="a knob of that decoder; without a name its first one")
     p.add_argument("--restarts", type=number(0, 1000), default=0, metavar="R",
                    help="decode again, up to R times, what breaks the rules; default 0")
     p.add_argument("--bound", action="store_true", help="do not sample: the likelihood of --num "
@@ -47,13 +51,49 @@ def parse_sample_args(description, argv):
     p.add_argument("--color", choices=("auto", "always", "never"), default="auto",
                    help="auto: when stdout is a terminal")
     p.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.decoder == "list":
+        import decoders  # here, because they import sample.py
+        print(decoders.listing())
+        raise SystemExit(0)
+    if args.ckpt is None:
+        raise BadInput("the following arguments are required: --ckpt")
+    if args.knob and not args.decoder:
+        raise BadInput(f"--knob {printable(args.knob[0])} needs a --decoder; --decoder list shows "
+                       "them")
+    return args
 
 
 def use_color(choice):
     if choice == "auto":
         return sys.stdout.isatty() and "NO_COLOR" not in os.environ
     return choice == "always"
+
+
+def read_request(args, task, config):
+    """What is to be decoded and how -> start (num, S), references (num, A) or None, dials.
+
+    Raises BadInput.
+    """
+    asked = {name: getattr(args, name) for name in ("order", "candidates", "latents", "window",
+                                                    "tokens_per_step", "temperature")}
+    if args.puzzle is not None and (args.num or 1) > 1 and args.temperature is None:
+        asked["temperature"] = 1.0  # several answers to one puzzle are asked for
+    from_user = args.puzzle is not None or args.puzzles is not None
+    greedy = task.unique_answer or from_user
+    if args.decoder:
+        import decoders  # here, because they import sample.py
+        dials = decoders.choose(task, greedy, args.decoder, args.knob, config.objective, asked)
+    else:
+        dials = make_dials(config.objective, task, config.window, greedy, **asked)
+    if from_user:
+        start, references = load_puzzles(task, args.puzzle, args.puzzles, args.num)
+    else:
+        start, references = task.test_set(args.num or 1)
+    if OBJECTIVES[config.objective].next_token and (start[:, task.P:] != task.MASK).any():
+        raise BadInput(f"objective {config.objective} reads from left to right and cannot see "
+                       "givens that stand further on; solve puzzles with mdm, scdm, sidm or mtp")
+    return start, references, dials
 
 
 def load_puzzles(task, puzzle=None, file=None, num=None):

@@ -1,0 +1,29 @@
+"""The plain decoder: the k surest cells of every pass. What every other file here diffs against.
+
+    B samples   A cells   K symbols   k cells per pass
+"""
+from decoders.board import certainty, surest
+from decoders.row import Decoder, Knob
+
+
+def plain(board, k=1, order="confidence"):
+    """LLaDA's low-confidence order (arXiv 2502.09992), margin (2502.06768), Dream's entropy.
+
+    commit the k unknown cells of largest certainty; random: any k
+    """
+    while board.unknown.any():
+        logits = board.look()  # (B, A, K)
+        probs = logits.softmax(dim=-1)
+        score = board.noise() if order == "random" else certainty(probs, order)  # (B, A)
+        cells = surest(score, board.unknown, k)  # <- the line that a paper changes
+        board.commit(cells, board.draw(logits), probs.amax(dim=-1))
+        yield
+
+
+DECODERS = {
+    "plain": Decoder(
+        plain, "2502.09992", "the k of largest max p",
+        {"k": Knob(1, 1, 256), "order": Knob("confidence", ("confidence", "margin", "entropy",
+                                                            "random"))},
+        null={}, source="LLaDA: one cell per pass"),
+}
