@@ -578,6 +578,15 @@ def figures(found, folder):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     files = []
+
+    def save(figure, name):
+        figure.tight_layout()
+        files.append(Path(folder) / f"{name}.png")
+        write = functools.partial(figure.savefig, format="png", dpi=120,
+                                  metadata={"Software": None})
+        replace_file(files[-1], write)
+        plt.close(figure)
+
     for preset, results in found.items():
         if preset in ("windows", "demo-dial", "sudoku9-cpu"):  # drawn elsewhere, or two points
             continue
@@ -595,11 +604,10 @@ def figures(found, folder):
                                           f"({of_seeds}, {bars})")
         else:
             figure = draw_training(plt, results, f"{preset}: accuracy during training ({of_seeds})")
-        figure.tight_layout()
-        files.append(Path(folder) / f"{preset}.png")
-        save = functools.partial(figure.savefig, format="png", dpi=120, metadata={"Software": None})
-        replace_file(files[-1], save)
-        plt.close(figure)
+        save(figure, preset)
+        if preset == "sudoku9-gen":
+            save(draw_training(plt, results, f"{preset}: accuracy during training ({of_seeds})"),
+                 f"{preset}-training")
     return files
 
 
