@@ -147,6 +147,7 @@ def measure(task, support, name, knobs, num, seed, traced=100):
         error, bound = run_errors(boards[0], boards[1:], support, task.K)
         report.update(error_nats=error.sum(dim=0).mean().item(),
                       bound_nats=bound.sum(dim=0).mean().item(),
+                      largest_bound_nats=bound.max().item(),
                       excess_nats=(error - bound).max().item(), traced=error.numel())
     return report
 

@@ -29,12 +29,12 @@ class Gaps:
         return torch.nn.functional.pad(logits, (0, 0, 1, 0))
 
 
-def passes(name, model, given=0, **knobs):
+def passes(name, model, given=0, scale=1.0, **knobs):
     """On a board of 16 cells, the first `given` of them known -> forward passes until it is full"""
     start = empty(TASK, 1)
     start[:, 1:1 + given] = 0
     board = Board(model, TASK, lambda turn: None, start, keys_for(start))
-    for _ in decoders.DECODERS[name].decode(board, **knobs):
+    for _ in decoders.DECODERS[name].decode(board, scale, **knobs):
         pass
     return int(board.nfe)
 
