@@ -7,6 +7,8 @@
     nfe        forward passes per sample, mean
     tokens     (token, position) pairs per sample, summed over passes, mean
     seconds    decoding all samples, on the wall clock
+    undone     with --decoder: cells committed and made unknown again, mean
+    order_tau  with --decoder: Kendall's tau of the order of commits and of cells, mean
 """
 
 

@@ -192,6 +192,9 @@ def decode_next_token(model, task, objective, start, temperature, keys, use_cach
 # --------------------------------------------------------------------------------------------------
 # Evaluation
 
+SUMMED = ("nfe", "tokens", "undone")  # over the restarts of a sample
+MEANS = (*SUMMED, "order_tau")  # reported as means over samples; the last two are of decoders/
+
 
 def decode_all(model, task, objective, dials, start, keys, device, autocast, history, label):
     """start (num, S), keys (num,) in batches -> answers (num, A), stats (num,) each, seconds."""
@@ -240,16 +243,15 @@ def evaluate(model, task, objective, dials, start, references, seed, device, aut
         keys = sample_keys(seed + (again << 33), start[wrong], copies_differ=True)
         answers[wrong], more, extra = decode_all(model, task, objective, warmer, start[wrong], keys,
                                                  device, autocast, None, f"restart {again}")
-        stats["nfe"][wrong] += more["nfe"]
-        stats["tokens"][wrong] += more["tokens"]
-        stats["confidence"][wrong] = more["confidence"]
+        for name, new in more.items():  # costs add up; the rest is of the last attempt
+            stats[name][wrong] = stats[name][wrong] + new if name in SUMMED else new
         seconds += extra
     stats["solved"] = task.check(start, answers)
     num, solved = len(answers), int(stats["solved"].sum())
     metrics = {"num": num, "solved": solved, "solved_rate": solved / num,
                "interval": wilson(solved, num), "distinct": len(answers.unique(dim=0)),
                **score(task, start, answers, references)}
-    for name in ("nfe", "tokens"):
+    for name in (name for name in MEANS if name in stats):
         mean = stats[name].double().mean().item()
         metrics[name] = int(mean) if mean.is_integer() else round(mean, 2)
     return dict(metrics, seconds=round(seconds, 4)), answers, stats

@@ -25,5 +25,5 @@ DECODERS = {
         plain, "2502.09992", "the k of largest max p",
         {"k": Knob(1, 1, 256), "order": Knob("confidence", ("confidence", "margin", "entropy",
                                                             "random"))},
-        null={}, source="LLaDA: one cell per pass"),
+        null={}, sweep=(1, 2, 3, 4, 8), source="LLaDA: one cell per pass"),
 }

@@ -19,3 +19,5 @@ class Decoder:
     knobs: dict       # name -> Knob; the first is the one that --knob VALUE sets
     null: dict        # the knobs at which it is plain, with the others at their defaults
     source: str       # where the default values are from
+    sweep: tuple = ()  # values of the first knob that show what it does, the default among them
+    needs_network: bool = False  # it looks inside the model: soft inputs, keys and values

@@ -182,3 +182,7 @@ def show(task, start, answers, history, stats, report, color):
     print(line)
     print(f"order {report['order']}, latents {report['latents']}, {report['nfe']} forward passes "
           f"and {report['tokens']} tokens per sample, {report['seconds']:.2f} s")
+    if report["decoder"]:
+        knobs = ", ".join(f"{k} = {value}" for k, value in report["knobs"].items())
+        print(f"decoder {report['decoder']} ({knobs}): {report['undone']} cells undone per sample, "
+              f"Kendall's tau of its order with the cells' {report['order_tau']}")

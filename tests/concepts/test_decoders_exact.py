@@ -1,0 +1,155 @@
+"""decoders/exact.py: the truth it compares with, against enumeration; what it finds, in miniature."""
+import json
+import math
+from collections import Counter
+
+import pytest
+import torch
+from conftest import TrueConditionals, keys_for, random_model, task_config
+
+import decoders
+from data import make_task
+from decoders import exact
+from decoders.board import Board
+from metrics import wilson
+
+TASK = make_task(task_config())
+MASK = TASK.MASK
+
+
+def some_states(support, count, seed=0):
+    """Members with random cells unknown, and more of those known later -> before, after."""
+    generator = torch.Generator().manual_seed(seed)
+    member = support[torch.randint(len(support), (count,), generator=generator)]
+    first, second = torch.rand(2, count, 16, generator=generator)
+    share = torch.rand(2, count, 1, generator=generator)
+    after = member.masked_fill(first < share[0], MASK)
+    return after.masked_fill(second < share[1], MASK), after
+
+
+def entropy(patterns):
+    count = Counter(patterns)
+    return -sum(n / len(patterns) * math.log(n / len(patterns)) for n in count.values())
+
+
+@pytest.mark.parametrize("kind", ("boards", "squares"))
+def test_the_error_of_a_pass_is_enumerated_and_bounded(kind, boards4):
+    support = boards4 if kind == "boards" else exact.latin_squares()
+    before, after = some_states(support, 40)
+    error, bound = exact.pass_error(before, after, support, TASK.K)
+    assert (error <= bound + 1e-12).all() and (error > 0.1).sum() > 5
+    for b, a, e, limit in zip(before.tolist(), after.tolist(), error, bound, strict=True):
+        fits = [m for m in support.tolist() if all(x in (MASK, y) for x, y in zip(b, m,
+                                                                                  strict=True))]
+        now = [i for i in range(16) if b[i] == MASK != a[i]]
+        H = [entropy([m[i] for m in fits]) for i in now]
+        joint = entropy([tuple(m[i] for i in now) for m in fits])
+        assert e.item() == pytest.approx(sum(H) - joint, abs=1e-9)
+        assert limit.item() == pytest.approx(sum(H) - max(H, default=0.0), abs=1e-9)
+
+
+def test_conditionals(boards4):
+    """As enumerated; uniform where nothing fits; and right again once the wrong cell is undone."""
+    model = exact.Conditionals(TASK, boards4)
+    board, _ = some_states(boards4, 30)
+    tokens = torch.cat([torch.full((30, 1), TASK.BOS), board], dim=1)
+    positions = torch.arange(17)
+    expected = TrueConditionals(TASK, boards4)(tokens, positions)[:, 1:].softmax(dim=-1)
+    assert torch.allclose(model(tokens, positions)[:, 1:].softmax(dim=-1), expected, atol=1e-6)
+    broken = tokens.clone()
+    broken[:, 1:3] = 0  # the same digit twice in a row
+    assert (model(broken, positions)[:, 1:].softmax(dim=-1) == 0.25).all()
+    broken[:, 1:3] = tokens[:, 1:3]
+    assert torch.allclose(model(broken, positions)[:, 1:].softmax(dim=-1), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="needs_network"):
+        model(tokens[:, :5], positions[:5])
+
+
+def test_latin_squares(boards4):
+    squares = exact.latin_squares()
+    assert squares.shape == (576, 16) and len(squares.unique(dim=0)) == 576
+    sides = squares.view(-1, 4, 4)
+    for lines in (sides, sides.transpose(1, 2)):
+        assert (lines.sort(dim=2).values == torch.arange(4)).all()
+    assert exact.fitting(boards4, squares, 4).sum(dim=1).eq(1).all()  # each board is a square
+
+
+def test_total_variation():
+    assert exact.total_variation(torch.tensor([2.0, 2.0]), 4) == 0
+    assert exact.total_variation(torch.tensor([4.0, 0.0]), 4) == 0.5
+    assert exact.total_variation(torch.tensor([0.0, 0.0]), 4) == 1  # no answer is a member
+    assert exact.total_variation(torch.tensor([1.0, 1.0]), 4) == 0.5
+    assert exact.null_distribution(2, 1, seed=0) == [0.5, 0.5, 0.5]
+    mean, low, high = exact.null_distribution(288, 3000, seed=0)
+    assert mean == pytest.approx((288 / (2 * math.pi * 3000)) ** 0.5, rel=0.02)
+    assert low < mean < high < 1.1 * mean
+
+
+def test_what_the_table_says(boards4):
+    """One at a time is exact; two at a time is not; a threshold commits only what is determined."""
+    with torch.no_grad():
+        one, two, sure, bound = (exact.measure(TASK, boards4, name, knobs, 1500, seed=0) for
+                                 name, knobs in (("plain", {"k": 1}), ("plain", {"k": 2}),
+                                                 ("threshold", {"tau": 0.9}), ("eb", {})))
+    _, low, high = exact.null_distribution(288, 1500, seed=0)
+    for row in (one, sure, bound):
+        assert 0.95 * low < row["tv"] < high and row["members"] == 1500
+        assert row["error_nats"] < 1e-9
+    assert one["nfe"] == 16 and sure["nfe"] < 12 and bound["nfe"] < sure["nfe"]
+    assert two["tv"] > 2 * high and two["nfe"] == 8 and two["error_nats"] > 0.5
+    assert wilson(two["members"], 1500)[1] < 0.2
+
+
+@pytest.mark.parametrize("name", decoders.DECODERS)
+def test_every_decoder_is_in_the_table(name, boards4):
+    """At its default knob; the bound of those that commit from the product of marginals holds."""
+    if decoders.DECODERS[name].needs_network:
+        pytest.skip("looks inside a network")
+    assert len(exact.sweep(name)) > 1
+    with torch.no_grad():
+        row = exact.measure(TASK, boards4, name, {}, 40, seed=0)
+    assert 0 < row["members"] <= 40 and 0 <= row["tv"] <= 1 and row["nfe"] >= 1
+    assert ("excess_nats" in row) == (name in exact.BOUNDED)
+    assert row.get("excess_nats", 0) <= exact.EXCESS
+
+
+@pytest.mark.parametrize("name, knobs", [("med", {"lam": 1.0}), ("eb", {"gamma": 1.0})])
+def test_the_bound_holds_where_it_is_needed(name, knobs, boards4):
+    """At these knobs passes do err; eb's stay below gamma. Lost boards are not counted."""
+    with torch.no_grad():
+        row = exact.measure(TASK, boards4, name, knobs, 100, seed=0)
+    assert 0.5 < row["error_nats"] < row["bound_nats"] and row["members"] < 50
+    assert row["excess_nats"] <= exact.EXCESS
+    if name == "eb":
+        assert row["largest_bound_nats"] < knobs["gamma"]
+
+
+def test_the_program(tmp_path, capsys):
+    file = tmp_path / "exact.json"
+    assert not exact.main(["--num", "60", "--decoder", "threshold", "--json", str(file)])
+    out, report = capsys.readouterr().out, json.loads(file.read_text())
+    assert [part["size"] for part in report] == [288, 576] and "the bound holds" in out
+    assert [r["knobs"]["tau"] for r in report[0]["rows"]] == [0.5, 0.7, 0.8, 0.9, 0.95, 0.99]
+    assert "tau = 0.7 0.8 0.9 0.95 0.99 " in out  # equal in every number: one line
+    assert f"{report[0]['rows'][0]['tv']:.3f}" in out
+
+
+def test_a_board_can_leave_its_dead_end(boards4):
+    """commit what fits nothing, undo it: look() knows the truth again."""
+    start, _ = TASK.test_set(1)
+    board = Board(exact.Conditionals(TASK, boards4), TASK, lambda t: None, start, keys_for(start))
+    first = board.look()
+    cells = torch.zeros(1, 16, dtype=torch.bool)
+    cells[0, :2] = True
+    board.commit(cells, torch.zeros(1, 16, dtype=torch.long), torch.ones(1, 16))
+    assert (board.look() == 0).all()
+    board.undo(cells)
+    assert torch.equal(board.look(), first)
+
+
+def test_a_real_network_fits_in_the_same_place(boards4):
+    """The shapes of Conditionals are those of model.Transformer."""
+    start, _ = TASK.test_set(2)
+    with torch.no_grad():
+        real = random_model(TASK)(start, torch.arange(17))
+    assert exact.Conditionals(TASK, boards4)(start, torch.arange(17)).shape == real.shape
