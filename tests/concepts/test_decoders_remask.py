@@ -9,7 +9,7 @@ from conftest import ToyTask, empty, keys_for, random_model, task_config
 import decoders
 from data import make_task
 from decoders.board import Board
-from decoders.remask import VIEWS, believe, committed, probes, shadows
+from decoders.remask import VIEWS, believe, committed, probes, remdm, shadows
 from objectives import OBJECTIVES
 
 # those that undo, each with knobs at which it does so without luck
@@ -27,11 +27,19 @@ class Fixed:
         return self.logits[positions.expand_as(tokens)]
 
 
-def toy_board(*probs):
-    """Four cells of two symbols; the model gives symbol 0 of each cell that probability."""
-    p = torch.tensor(probs).unsqueeze(1)
-    model, start = Fixed(torch.cat([p, 1 - p], dim=1)), empty(ToyTask(), 1)
-    return Board(model, ToyTask(), OBJECTIVES["mdm"].ranks, start, keys_for(start))
+class Toy(ToyTask):
+    """A cells of two symbols."""
+
+    def __init__(self, A):
+        self.A, self.S = A, 1 + A
+
+
+def toy_board(*probs, copies=1):
+    """The model gives symbol 0 of each cell that probability."""
+    p, task = torch.tensor(probs).unsqueeze(1), Toy(len(probs))
+    start = empty(task, copies)
+    return Board(Fixed(torch.cat([p, 1 - p], dim=1)), task, OBJECTIVES["mdm"].ranks, start,
+                 keys_for(start))
 
 
 def decode(board, name, **knobs):
@@ -147,17 +155,22 @@ def test_p2_weighs_what_stands_with_eta():
 
 
 def test_remdm_loses_eta_cells_in_a_pass():
-    """All cells equally sure: sigma = eta of them is lost in a pass, until the end takes over."""
-    board = Board(Fixed(torch.full((100, 2), 0.5)), BigToy(), OBJECTIVES["mdm"].ranks,
-                  empty(BigToy(), 40), torch.arange(40) * 7919)
-    list(decoders.remask.remdm(board, eta=0.5))
-    # passes 2 to 66 or so lose 0.5, then (1 - alpha_s) / alpha_t = (99 - n) / n is less
+    """sigma of them in each pass: eta, until (1 - alpha_s) / alpha_t = (99 - n) / n is less."""
+    board = toy_board(*[0.5] * 100, copies=40)
+    for _ in remdm(board, eta=0.5):
+        pass
     expected = sum(min(0.5, (99 - n) / n) for n in range(1, 100))
-    assert abs(board.undone.float().mean().item() - expected) < 3  # standard error 0.95
+    assert abs(board.undone.float().mean().item() - expected) < 3  # standard error 0.9
 
 
-class BigToy(ToyTask):
-    A, S = 100, 101
+def test_remdm_loses_what_was_least_sure():
+    """Of two cells, one of confidence 1 and one of 0: exp(1) times as often the second."""
+    board = toy_board(*[0.5] * 8, copies=4000)
+    board.commit(torch.arange(8) < 2, torch.zeros(4000, 8).long(),
+                 torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0]).expand(4000, 8))
+    next(remdm(board, eta=1.0))
+    gone = (board.symbols == board.task.MASK).float().mean(dim=0)
+    assert abs(gone[0] - 0.269) < 0.03 and abs(gone[1] - 0.731) < 0.03  # softmax(-1, 0)
 
 
 def test_saber_commits_what_is_surer_than_the_mean_of_the_committed():
@@ -169,14 +182,11 @@ def test_saber_commits_what_is_surer_than_the_mean_of_the_committed():
 
 
 def test_saber_undoes_what_fell_most():
-    """Of two that stand the one that fell from 1 to 0.1 goes, not the one that never was sure."""
-    board = toy_board(0.9, 0.8, 0.9, 0.9)
-    board.commit(torch.tensor([[True, True, False, False]]), torch.tensor([[1, 1, 0, 0]]),
-                 torch.tensor([[1.0, 0.1, 0.0, 0.0]]))
-    board.tokens = torch.nn.functional.pad(board.tokens, (0, 0))
-    history = decode(board, "saber", mu=1, n=1)
-    assert board.undone.item() == 0  # both unknown cells are surer than 0.55: all are known, it ends
-    assert len(history) == 2
+    """One fell from 1 to 0.6, one from 0.6 to 0.3: the first goes, and it alone: two are new."""
+    board = toy_board(0.6, 0.7, 0.9, 0.85, 0.75, 0.6)
+    board.commit(torch.arange(6) < 2, torch.tensor([[0, 1, 0, 0, 0, 0]]),
+                 torch.tensor([[1.0, 0.6, 0, 0, 0, 0]]))
+    assert decode(board, "saber", mu=1)[1].tolist() == [[2, 1, 0, 0, 2, 2]]
 
 
 def test_wino_drafts_above_tau1_and_undoes_below_tau2():
