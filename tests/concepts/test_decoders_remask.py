@@ -146,6 +146,15 @@ def test_rcr_remembers_how_sure_it_was():
         assert board.undone.item() == undone
 
 
+@pytest.mark.parametrize("name", ("rcr", "p2"))
+def test_of_equals_what_stands_stays(name):
+    """In fp32 many cells have p = 1 exactly; the first of them must not push out the last."""
+    board = toy_board(1.0, 1.0, 1.0, 1.0)
+    board.commit(torch.arange(4) == 3, torch.zeros(1, 4).long(), torch.ones(1, 4))
+    assert decode(board, name, passes=512)[1].tolist() == [[2, 2, 2, 0]]
+    assert board.undone.item() == 0
+
+
 def test_p2_weighs_what_stands_with_eta():
     """Of p = .9, .8, .7, .6 with eta = 3: at three cells 0.8 ** 3 is less than 0.6."""
     board = toy_board(0.9, 0.8, 0.7, 0.6)
