@@ -123,7 +123,7 @@ def rcr(board, passes=16, undo="yes"):
 
 
 def remdm(board, eta=0.04, passes=256):
-    """ReMDM-conf with a capped rate (arXiv 2503.00307, section 4; from memory, so unverified).
+    """ReMDM-conf with a capped rate (arXiv 2503.00307; not checked against the paper).
 
     A committed cell is lost with probability sigma * softmax(-confidence), so sigma is the number
     lost in a pass; sigma = min(eta, (1 - alpha_s) / alpha_t), alpha: share of cells known. As many
@@ -201,8 +201,8 @@ def wino(board, tau1=0.6, tau2=0.9, view="shadow"):
 
     Draft all cells with p > tau1 (of them at most 5 to 20, see `most`), or the surest; in the same
     pass undo what is held with p < tau2, but fewer cells than the pass before had drafted, and none
-    where only one is drafted. (`most` and `fewer` are from the released code, whose shadows see
-    each other too.) So every pass but the first gains a cell: it ends after m passes at most.
+    where only one is drafted. So on balance a pass gains a cell, and it ends after m at most.
+    (`most` and `fewer` are from code that reproduces the paper; there shadows see each other.)
     """
     drafted = torch.full_like(board.fed, board.task.A)  # (B,) in the pass before
     while board.unknown.any():
@@ -242,5 +242,5 @@ DECODERS = {
     "wino": Decoder(
         wino, "2507.18578", "all with max p > tau1; undo where p(symbol | the others) < tau2",
         {"tau1": Knob(0.6, 0.0, 1.0), "tau2": Knob(0.9, 0.0, 1.0), "view": Knob("shadow", VIEWS)},
-        null={"tau1": 1.0, "tau2": 0.0}, source="released code"),
+        null={"tau1": 1.0, "tau2": 0.0}, source="paper; view: ours"),
 }
