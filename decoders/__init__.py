@@ -7,12 +7,17 @@ They decode what predicts all unknown cells in one pass: objectives mdm and sidm
 """
 from dataclasses import replace
 
-from decoders import early_exit, parallel, plain
+from decoders import early_exit, parallel, plain, remask
 from decoders.board import Board
 from objectives import OBJECTIVES, make_dials
 from plumbing.cli import BadInput, printable
 
-DECODERS = {**plain.DECODERS, **parallel.DECODERS, **early_exit.DECODERS}
+DECODERS = {
+    **plain.DECODERS,
+    **parallel.DECODERS,
+    **early_exit.DECODERS,
+    **remask.DECODERS,
+}
 OBJECTIVES_DECODED = ("mdm", "sidm")
 
 

@@ -67,11 +67,15 @@ class Board:
         one pass on its clock, and that many times the pairs.
         """
         self.pay(rows, self.task.S)
+        return self.model(tokens, self.positions, self.rank(tokens))[:, self.task.P:].float()
+
+    def rank(self, tokens):
+        """Who may look at whom: tokens (R, S) -> rank (R, S), or None for everything."""
         turn = (tokens[:, self.task.P:] == self.task.MASK).long()
         rank = self.ranks(turn)
         if rank is not None:
             rank = torch.nn.functional.pad(rank, (self.task.P, 0))  # the prompt has rank 0
-        return self.model(tokens, self.positions, rank)[:, self.task.P:].float()
+        return rank
 
     def pay(self, rows, pairs):
         """Samples `rows` (R,) took part in one forward pass, with `pairs` pairs for each row."""
