@@ -69,8 +69,8 @@ def diffuspec(drafter, verifier, task, draft_ranks, start, keys, temperature=0.0
         T = P + int((have + count).max())
         logits = take(verifier(now[:, :T], positions[:T], rank), (next_ones - 1).clamp(max=T - 1))
         truth = draw(logits, temperature, noise)  # (R, J + 1)
-        same = (now.gather(1, next_ones) == truth).long()  # unknown equals nothing
-        good = same.cumprod(dim=1).sum(dim=1).minimum(count)  # (R,) drafts accepted
+        same = (now.gather(1, next_ones) == truth).long()  # what was not drafted equals nothing
+        good = same.cumprod(dim=1).sum(dim=1)  # (R,) drafts accepted
         # 3. keep what was drafted right, and the verifier's token after it
         keep = (nth >= 0) & (nth <= good.unsqueeze(1))
         tokens[rows] = truth.gather(1, nth.clamp(0, J)).where(keep, tokens[rows])

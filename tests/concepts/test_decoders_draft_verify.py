@@ -66,3 +66,18 @@ def test_what_an_oracle_costs(puzzles, drafts):  # noqa: F811
     u = task.blanks(start).sum(dim=1)
     assert torch.equal(stats["nfe"], 1 + (u - 1 + drafts - 1) // drafts)
     assert torch.equal(stats["tokens"], task.S * u)
+
+
+@pytest.mark.parametrize("drafts", (3, 4))
+def test_drafts_are_drawn_with_the_random_numbers_of_their_steps(puzzles, drafts):  # noqa: F811
+    """At T = 1 a model that no commit can change its mind accepts every draft, too."""
+    task, start, _ = puzzles
+    belief = torch.randn(task.S, task.K, generator=torch.Generator().manual_seed(0))
+
+    def model(tokens, positions, rank=None):
+        return belief[positions].expand(len(tokens), -1, -1)
+
+    _, stats, _ = run(model, task, start, "freedave", {"drafts": drafts}, temperature=1.0)
+    u = task.blanks(start).sum(dim=1)
+    assert torch.equal(stats["nfe"], 1 + (u - 1 + drafts - 1) // drafts)
+    assert_lossless(model, task, start, drafts, 1.0)
