@@ -7,16 +7,23 @@ They decode what predicts all unknown cells in one pass: objectives mdm and sidm
 """
 from dataclasses import replace
 
-from decoders import early_exit, parallel, plain, remask
+from decoders import cache, draft_verify, early_exit, lookahead, parallel, plain, refine, remask
 from decoders.board import Board
 from objectives import OBJECTIVES, make_dials
 from plumbing.cli import BadInput, printable
 
 DECODERS = {
     **plain.DECODERS,
+DECODERS = {
+    **plain.DECODERS,
     **parallel.DECODERS,
     **early_exit.DECODERS,
     **remask.DECODERS,
+    **refine.DECODERS,
+    **lookahead.DECODERS,
+    **draft_verify.DECODERS,
+    **cache.DECODERS,
+}
 }
 OBJECTIVES_DECODED = ("mdm", "sidm")
 

@@ -78,9 +78,9 @@ class Board:
         return rank
 
     def pay(self, rows, pairs):
-        """Samples `rows` (R,) took part in one forward pass, with `pairs` pairs for each row."""
+        """Samples `rows` (R,) took part in a forward pass of `pairs` pairs a row: int or (R,)."""
         self.nfe[rows] += 1  # once, even where a sample has several rows
-        self.fed.index_add_(0, rows, torch.full_like(rows, pairs))
+        self.fed.index_add_(0, rows, torch.zeros_like(rows) + pairs)
 
     def look(self):
         """The model's view of every unfinished sample -> logits (B, A, K); 0 where finished."""

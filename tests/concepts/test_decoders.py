@@ -14,6 +14,7 @@ from plumbing.cli import BadInput
 from sample import decode
 
 NAMES = list(decoders.DECODERS)
+OPEN_THE_MODEL = ("lrd", "dkv", "freecache")  # they feed embeddings, or keep keys and values
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,13 @@ def test_null_equals_plain(name, temperature, puzzles):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_oracle_solves_with_every_decoder(name, puzzles):
     task, start, answers = puzzles
-    tokens, stats, _ = run(Oracle(task, start, answers), task, start, name)
+    model = Oracle(task, start, answers)
+    if name in OPEN_THE_MODEL:  # it must be a transformer; the one below knows one board by heart
+        answers = answers[:1].expand_as(answers)
+        start = torch.cat([start[:, :1], answers.where(~task.blanks(start), task.MASK)], dim=1)
+        model = random_model(task)
+        model.position.weight.data[task.P:] = 1e4 * model.head.weight.data[answers[0]]
+    tokens, stats, _ = run(model, task, start, name)
     assert torch.equal(tokens[:, task.P:], answers)
     assert (stats["nfe"] >= 1).all() and (stats["tokens"] >= task.S).all()
 
