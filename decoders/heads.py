@@ -182,6 +182,12 @@ def policy_reward(solved, steps, most, alpha, additive=False):
     return solved + alpha * speed if additive else solved * speed ** alpha
 
 
+def centred(R, dim):
+    """R - mean of R over dim; exactly 0 where all are equal: nothing is learned from rounding."""
+    same = R.amax(dim, keepdim=True) == R.amin(dim, keepdim=True)
+    return (R - R.mean(dim, keepdim=True)).masked_fill(same, 0.0)
+
+
 def policy_loss(log_prob, old, advantage, clip=0.2):
     """PPO: -min(rho A, clip(rho, 1 -+ clip) A), rho = exp(log_prob - old). Any one shape."""
     rho = (log_prob - old).exp()
@@ -218,7 +224,7 @@ def train_policy(model, task, ranks, start, generator, updates=60, prompts=8, G=
                 pass
         solved = task.check(rows, board.symbols).float()
         R = policy_reward(solved, board.nfe, task.blanks(rows).sum(dim=1), alpha, additive)
-        A = (R.view(-1, G) - R.view(-1, G).mean(dim=1, keepdim=True)).flatten()
+        A = centred(R.view(-1, G), dim=1).flatten()
         bar.set_postfix(R=R.mean().item(), solved=solved.mean().item(),
                         steps=board.nfe.double().mean().item())
         if log is not None:

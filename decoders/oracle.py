@@ -1,4 +1,4 @@
-"""Ceilings: what an order could reach that KNOWS which guess is right. Never a decoder of the table.
+"""Ceilings: what an order could reach that KNOWS which guess is right. No decoders of the table.
 
     B samples   A cells   K symbols   k cells per pass
 

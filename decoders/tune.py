@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from decoders.board import Board, surest
+from decoders.heads import centred
 from plumbing.randomness import sample_keys
 
 
@@ -92,7 +93,7 @@ def step_advantages(rewards):
     after = rewards.flip(0).cumsum(0).flip(0) - rewards  # sum of r_u over u > t
     left = torch.arange(N - 1, -1, -1, device=rewards.device).clamp(min=1).view(N, 1, 1)
     raw = gain + after / left
-    return (raw - raw.mean(1, keepdim=True)) / (raw.std(1, keepdim=True) + 1e-4)
+    return centred(raw, dim=1) / (raw.std(1, keepdim=True) + 1e-4)
 
 
 def mdpo_nats(log_prob, old, confidence, hidden, advantage, clip=0.2):
