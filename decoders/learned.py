@@ -136,8 +136,9 @@ def calibration_error(confidence, unknown, right, bins=10):
     return (gap.abs().sum() / len(c)).item()
 
 
-def thresholds(taus=TAUS):
-    return {tau: lambda board, _, tau=tau: filter_decode(board, odds, tau) for tau in taus}
+def over_taus(head):
+    """-> {tau: loop}: head's filter over the whole knob; of odds: fixed thresholds."""
+    return {tau: lambda board, _, tau=tau: filter_decode(board, head, tau) for tau in TAUS}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -159,16 +160,17 @@ def compare(what, model, task, config, args, device):
     def add(name, loops, by=model):
         curve(name, by, *known, loops, reference, rows)
 
-    add("plain", {None: lambda board, _: plain(board)})
+    rows.append({"name": "plain", "knob": None, **reference[0][0], "chosen": False, "won": 0,
+                 "lost": 0})
+    show(rows[0])
     add("EGP, knows the answers", {None: oracle_decode})
-    add("threshold", thresholds())
+    add("threshold", over_taus(odds))
     began = time.perf_counter()
     if what == "filter":
         data = replay(model, task, ranks, start, answers)
         for corrects, name in ((True, "filter"), (False, "filter, the paper's form")):
-            head = train_filter(*data, generator, corrects)
-            add(name, {tau: lambda board, _, tau=tau: filter_decode(board, head, tau)
-                       for tau in TAUS})
+            steps = 200 if corrects else 1000  # it has more to learn
+            add(name, over_taus(train_filter(*data, generator, corrects, steps)))
     elif what == "policy":
         head = train_policy(model, task, ranks, start, generator, args.updates, alpha=args.alpha,
                             additive=args.reward == "add", log=log)
@@ -184,7 +186,7 @@ def compare(what, model, task, config, args, device):
         for beta in sorted({0.0, args.beta}):  # 0: the same data, no forcing
             tuned = tune_certainty(model, task, ranks, start[right], own[right], generator, beta,
                                    args.updates)
-            add(f"threshold, beta {beta:g}", thresholds(), tuned)
+            add(f"threshold, beta {beta:g}", over_taus(odds), tuned)
             log.append({"beta": beta, "ece": calibration_error(
                 *replay(tuned, task, ranks, *validation))})
         log.append({"beta": None, "ece": calibration_error(
