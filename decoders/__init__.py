@@ -97,7 +97,12 @@ def decode(model, task, objective, start, dials, keys, history=None):
     tau between the order of commits and the order of cells, -1 to 1 (as arXiv 2601.15593 asks).
     """
     board = Board(model, task, OBJECTIVES[objective].ranks, start, keys, dials.temperature)
-    for _ in DECODERS[dials.decoder].decode(board, **dials.knobs):
+    return finish(board, DECODERS[dials.decoder].decode(board, **dials.knobs), history)
+
+
+def finish(board, loop, history=None):
+    """Run a decoder, or any loop over a Board, to its end -> tokens and stats as decode()."""
+    for _ in loop:
         if history is not None:
             history.append(board.tokens.clone())
     found = ~board.given

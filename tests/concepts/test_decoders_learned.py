@@ -1,0 +1,348 @@
+"""Ceilings that know the answer, and what is trained to decode: filter, policy, two losses."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Oracle, keys_for, random_model, task_config
+
+from config import Config
+from data import make_task
+from decoders import learned
+from decoders.board import Board
+from decoders.heads import (Filter, Policy, filter_decode, init, odds, policy_decode, policy_loss,
+                            policy_reward, replay, train_filter, train_policy)
+from decoders.oracle import oracle_decode, oracle_order
+from decoders.plain import plain
+from decoders.tune import (certainty_nats, mdpo_nats, step_advantages, tune_certainty, tune_mdpo)
+from diffusion import joint
+from plumbing.cli import BadInput
+
+
+@pytest.fixture(scope="module")
+def puzzles(data_dir):
+    """4x4 puzzles, each with another number of givens, and their answers."""
+    task = make_task(task_config("sudoku", data_dir=data_dir))
+    start, answers = task.test_set(12)
+    return task, start, answers
+
+
+def board_of(model, task, start):
+    return Board(model, task, joint, start, keys_for(start))
+
+
+@torch.no_grad()
+def finish(board, loop):
+    """Run a decoder to its end -> the tokens after each of its steps."""
+    return [board.tokens.clone() for _ in loop]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# -- ceilings --
+
+
+def test_egp_on_an_oracle_ends_in_one_pass(puzzles):
+    task, start, answers = puzzles
+    board = board_of(Oracle(task, start, answers), task, start)
+    finish(board, oracle_decode(board, answers))
+    assert torch.equal(board.symbols, answers) and (board.nfe == 1).all()
+
+
+@torch.no_grad()
+def test_ceilings_commit_guesses_and_prefer_right_ones(puzzles):
+    """Step by step, of a model that knows nothing: all right ones, the surest k of them, or one."""
+    task, start, answers = puzzles
+    model = random_model(task)
+    for k in (None, 1, 2):
+        board = board_of(model, task, start)
+        loop = oracle_order(board, answers, k) if k else oracle_decode(board, answers)
+        seen_stuck = False
+        while board.unknown.any():
+            unknown, before = board.unknown, board.tokens.clone()
+            confidence, symbols = model(before, board.positions)[:, task.P:].softmax(-1).max(-1)
+            right = unknown & (symbols == answers)
+            next(loop)
+            new = unknown & ~board.unknown
+            assert (board.symbols == symbols)[new].all()
+            for i in unknown.any(dim=1).nonzero().flatten():
+                if right[i].any():
+                    many = right[i].sum() if k is None else min(k, int(right[i].sum()))
+                    assert (right[i] | ~new[i]).all() and new[i].sum() == many
+                    left_out = confidence[i].masked_fill(new[i] | ~right[i], -1)
+                    assert confidence[i][new[i]].min() >= left_out.max()
+                else:
+                    seen_stuck = True
+                    best = confidence[i].masked_fill(~unknown[i], -1).argmax()
+                    assert new[i].nonzero().flatten().tolist() == [int(best)]
+        assert seen_stuck  # or this test has not seen the hard case
+
+
+def test_force_reaches_the_answer_and_no_reference_is_no_help(puzzles):
+    task, start, answers = puzzles
+    board = board_of(random_model(task), task, start)
+    finish(board, oracle_decode(board, answers, force=True))
+    assert torch.equal(board.symbols, answers)
+    for loop in (oracle_decode, oracle_order):
+        board = board_of(random_model(task), task, start)
+        finish(board, loop(board, torch.full_like(answers, -1)))
+        assert torch.equal(board.nfe, task.blanks(start).sum(dim=1))  # one cell a pass
+
+
+def test_ceilings_do_not_mind_neighbours(puzzles):
+    task, start, answers = puzzles
+    for loop in (oracle_decode, oracle_order):
+        board = board_of(random_model(task), task, start)
+        finish(board, loop(board, answers))
+        for i in (0, 5, 11):
+            alone = board_of(random_model(task), task, start[i:i + 1])
+            finish(alone, loop(alone, answers[i:i + 1]))
+            assert torch.equal(alone.tokens[0], board.tokens[i])
+            assert alone.nfe[0] == board.nfe[i] and alone.fed[0] == board.fed[i]
+
+
+# -- the filter and the policy --
+
+
+def same_steps(task, start, one, other, temperature=0.0):
+    """Do two loops do the same on a model that knows nothing, step by step, bit for bit?"""
+    boards = [board_of(random_model(task), task, start) for _ in range(2)]
+    for board in boards:
+        board.temperature = temperature
+    a, b = finish(boards[0], one(boards[0])), finish(boards[1], other(boards[1]))
+    return len(a) == len(b) and all(map(torch.equal, a, b)) and torch.equal(
+        boards[0].sure, boards[1].sure)
+
+
+@pytest.mark.parametrize("temperature", (0.0, 1.0))
+def test_null_knobs_are_plain(puzzles, temperature):
+    """tau = 1 whatever the head says; boost = 0 of a policy that has learned nothing."""
+    task, start, _ = puzzles
+    certain = lambda confidence, unknown: torch.full_like(confidence, 1e4)  # noqa: E731
+    fresh = init(Policy(), generator())
+    torch.nn.init.zeros_(fresh.out.weight)
+    assert same_steps(task, start, lambda b: filter_decode(b, certain, 1.0), plain, temperature)
+    assert same_steps(task, start, lambda b: policy_decode(b, fresh, 0.0), plain, temperature)
+    assert not same_steps(task, start, lambda b: filter_decode(b, certain, 0.9), plain)
+    assert not same_steps(task, start, lambda b: policy_decode(b, fresh, 1.0), plain)
+
+
+def test_a_policy_that_is_sure_of_itself_is_a_threshold(puzzles):
+    """s = 1[c > tau] leaves nothing to chance (the paper's null)."""
+    task, start, _ = puzzles
+    step = lambda c, unknown, progress: odds(c) + 100 * (2 * (c > 0.4).float() - 1)  # noqa: E731
+    assert same_steps(task, start, lambda b: policy_decode(b, step),
+                      lambda b: filter_decode(b, odds, 0.4))
+
+
+def test_heads_do_not_mind_neighbours(puzzles):
+    task, start, _ = puzzles
+    head = init(Policy(), generator())
+    full = finish(board_of(random_model(task), task, start), iter([]))
+    assert full == []
+    board = board_of(random_model(task), task, start)
+    finish(board, policy_decode(board, head))
+    assert not board.unknown.any() and (board.symbols < task.K).all()
+    given = start[:, task.P:] != task.MASK
+    assert torch.equal(board.symbols[given], start[:, task.P:][given])
+    for i in (0, 5, 11):
+        alone = Board(random_model(task), task, joint, start[i:i + 1], keys_for(start)[i:i + 1])
+        finish(alone, policy_decode(alone, head))
+        assert torch.equal(alone.tokens[0], board.tokens[i])
+        assert alone.nfe[0] == board.nfe[i] and alone.fed[0] == board.fed[i]
+
+
+def test_replays_say_what_was_right_and_a_filter_learns_it(puzzles):
+    """Of an oracle all is right. Of a model that is right from 0.8 on, a filter learns that."""
+    task, start, answers = puzzles
+    confidence, unknown, right = replay(Oracle(task, start, answers), task, joint, start, answers)
+    assert right.all() and torch.equal(unknown, task.blanks(start))  # one look each
+    seen, unknown, right = replay(random_model(task), task, joint, start, answers, batch_size=5)
+    assert unknown.any(dim=1).all() and 0 < right[unknown].float().mean() < 0.9
+    assert right[~unknown].all()  # force: the way is that of the answers
+    confidence = torch.rand(400, 4, generator=generator())
+    blank, right = torch.ones(400, 4, dtype=torch.bool), confidence > 0.8
+    corrects = train_filter(confidence, blank, right, generator())
+    assert ((corrects(confidence, blank) > 0) == right).float().mean() > 0.9  # odds: 0.7
+    for corrects in (True, False):  # what they say before they have learned anything
+        head = Filter(4, corrects)
+        for p in head.down.parameters():
+            torch.nn.init.zeros_(p)
+        assert torch.equal(head(confidence, blank), odds(confidence) * corrects)
+
+
+def test_the_reward_of_the_paper_and_the_one_that_it_warns_of():
+    solved, steps = torch.tensor([1.0, 1, 0, 0]), torch.tensor([4.0, 8, 1, 8])
+    assert policy_reward(solved, steps, 8, 2.0).tolist() == [0.25, 0, 0, 0]
+    assert policy_reward(solved, steps, 8, 0.5, additive=True).tolist() == [1.25, 1, 0.4375, 0]
+
+
+def test_policy_gradient_takes_the_better_of_two_actions():
+    """A bandit: one logit, action 1 pays. A clipped ratio has no gradient; a bad one is unlearned.
+    """
+    for better in (0.0, 1.0):
+        b = torch.zeros(1, requires_grad=True)
+        for step in range(40):
+            u = (torch.rand(64, generator=generator(step)) < b.detach().sigmoid()).float()
+            R = (u == better).float()
+            log_prob = -F.binary_cross_entropy_with_logits(b.expand(64), u, reduction="none")
+            grad, = torch.autograd.grad(policy_loss(log_prob, log_prob.detach(),
+                                                    R - R.mean()).mean(), b)
+            b = (b - 4 * grad).detach().requires_grad_()
+        assert abs(b.sigmoid().item() - better) < 0.1
+    far = torch.tensor([1.0, -1.0], requires_grad=True)  # rho = e and 1/e: both have gone far
+    policy_loss(far, torch.zeros(2), torch.tensor([1.0, -1.0])).sum().backward()
+    assert far.grad.tolist() == [0, 0]
+    far.grad = None
+    policy_loss(far, torch.zeros(2), torch.tensor([-1.0, 1.0])).sum().backward()
+    assert far.grad[0] > 0 > far.grad[1]
+
+
+def test_the_additive_reward_collapses_to_one_shot_and_constant_rewards_teach_nothing(puzzles):
+    """On a model that knows nothing, nothing is solved: only haste can pay."""
+    task, start, _ = puzzles
+    log = []
+    model = random_model(task)
+    make = dict(updates=12, prompts=4, G=8, lr=3e-2)
+    head = train_policy(model, task, joint, start, generator(), **make, additive=True, log=log)
+    assert log[-1][2] < 0.6 * log[0][2]  # passes
+    same = train_policy(model, task, joint, start, generator(), **make)
+    assert same.out.weight.abs().sum() == 0 < head.out.weight.abs().sum()
+
+
+# -- the losses that tune the model --
+
+
+def test_certainty_forcing():
+    """beta = 0 is cross-entropy, gradients too; the entropy pulls at right guesses alone."""
+    logits = torch.randn(3, 8, 4, generator=generator(), requires_grad=True)
+    answers = torch.randint(4, (3, 8), generator=generator(1))
+    hidden = torch.rand(3, 8, generator=generator(2)) < 0.6
+    hidden[2] = False  # nothing hidden: no loss, no nan
+    ce = torch.stack([F.cross_entropy(logits[i][hidden[i]], answers[i][hidden[i]])
+                      if hidden[i].any() else logits.sum() * 0 for i in range(3)])
+    nats = certainty_nats(logits, answers, hidden, beta=0.0)
+    assert torch.allclose(nats, ce)
+    gradient = [torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (nats, ce)]
+    assert torch.allclose(*gradient, atol=1e-6)
+    extra = certainty_nats(logits, answers, hidden, beta=3.0, T=0.5) - nats
+    right = hidden & (logits.argmax(-1) == answers)
+    assert right.any() and (hidden & ~right).any()
+    entropy = torch.distributions.Categorical(logits=logits / 0.5).entropy()
+    for i in range(3):
+        mean = entropy[i][right[i]].mean() if right[i].any() else torch.tensor(0.0)
+        assert torch.allclose(extra[i], 3 * mean, atol=1e-5)
+    pull = torch.autograd.grad(extra.sum(), logits)[0].abs().sum(-1)
+    assert (pull[right] > 0).all() and (pull[~right].abs() < 1e-6).all()
+
+
+def test_step_advantages_by_hand():
+    """Two copies, three passes: gain, plus the mean of what follows; then normalised per pass."""
+    rewards = torch.tensor([[0.0, 0.5], [1.0, 0.5], [1.0, 0.0]]).unsqueeze(2)  # (N, G, B)
+    raw = torch.tensor([[0 + 1.0, 0.5 + 0.25], [1 + 1.0, 0 + 0.0], [0.0, -0.5]])
+    expected = (raw - raw.mean(1, keepdim=True)) / (raw.std(1, keepdim=True) + 1e-4)
+    assert torch.allclose(step_advantages(rewards).squeeze(2), expected)
+    constant = torch.rand(5, 1, 3, generator=generator()).expand(5, 4, 3)
+    assert step_advantages(constant).abs().max() == 0
+
+
+def test_mdpo_raises_what_was_better():
+    log_prob = torch.zeros(2, 3, requires_grad=True)
+    confidence = torch.tensor([[0.5, 1.0, 1.0]] * 2)
+    hidden = torch.tensor([[True, True, False]] * 2)
+    mdpo_nats(log_prob, torch.zeros(2, 3), confidence, hidden, torch.tensor([2.0, 0.0])
+              ).sum().backward()
+    assert log_prob.grad.tolist() == [[-0.5, -1.0, 0], [0, 0, 0]]
+
+
+def test_tuning_leaves_the_model_and_pays_for_what_it_promises(puzzles):
+    """A copy is trained; lr = 0 and constant rewards change nothing; forcing makes it surer."""
+    task, start, answers = puzzles
+    model = random_model(task)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def moved(tuned):
+        return sum((v - before[k]).abs().sum().item() for k, v in tuned.state_dict().items())
+
+    assert moved(tune_mdpo(model, task, joint, start, answers, generator(), updates=2, lr=0.0)) == 0
+    # at T = 0 all copies are one
+    assert moved(tune_mdpo(model, task, joint, start, answers, generator(), updates=2, lr=1.0,
+                           temperature=0.0)) == 0
+    log = []
+    tuned = tune_mdpo(model, task, joint, start[:1], answers[:1], generator(), updates=40,
+                      passes=4, trained=4, lr=3e-3, log=log)
+    assert moved(tuned) > 0 and sum(log[-8:]) > sum(log[:8]) + 1.6  # by 20 points
+    sure = []
+    for beta in (0.0, 4.0):
+        tuned = tune_certainty(model, task, joint, start, answers, generator(), beta, steps=40,
+                               batch_size=8, lr=3e-3)
+        with torch.no_grad():
+            logits = tuned(start, torch.arange(task.S))[:, task.P:]
+        right = task.blanks(start) & (logits.argmax(-1) == answers)
+        sure.append(logits.softmax(-1).amax(-1)[right].mean().item())
+    assert sure[1] > sure[0] + 0.02
+    assert moved(model) == 0
+
+
+# -- the program --
+
+
+def test_the_streams_hold_no_test_puzzle(data_dir):
+    """On 4x4, where a stream would meet many of them; on 9x9 not even a symmetric copy."""
+    config = Config(task="sudoku", board_size=4, data_dir=data_dir, layout="inplace",
+                    train_size=100)
+    task = make_task(config)
+    test = {tuple(row) for row in task.test_set(1000)[0].tolist()}
+    rows = {}
+    for name in ("training", "validation"):
+        start, answers = learned.stream(task, config, name, 300, 0, "cpu")
+        assert task.check(start, answers).all() and len(start) == 300
+        rows[name] = {tuple(row) for row in start.tolist()}
+        assert not rows[name] & test
+    assert rows["training"] != rows["validation"]
+
+
+def test_calibration_error():
+    c = torch.tensor([[0.95, 0.95, 0.95, 0.95, 0.15, 0.99]])
+    right = torch.tensor([[True, True, True, False, False, False]])
+    unknown = torch.tensor([[True] * 5 + [False]])
+    error = learned.calibration_error(c, unknown, right)
+    assert abs(error - (4 * abs(0.75 - 0.95) + 0.15) / 5) < 1e-6
+
+
+@pytest.mark.parametrize("what", learned.WHAT)
+def test_the_program(what, tiny_puzzles, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(learned, "TAUS", (0.5, 0.9))
+    file = tmp_path / "a" / "out.json"
+    assert not learned.main(["--ckpt", str(tiny_puzzles), "--what", what, "--num", "6", "--puzzles",
+                             "40", "--updates", "1", "--device", "cpu", "--json", str(file)])
+    report = json.loads(file.read_text())
+    names = [row["name"] for row in report["rows"]]
+    assert names[:2] == ["plain", "EGP, knows the answers"]
+    for name in set(names[2:]):  # one chosen point a curve, and all points shown
+        mine = [row for row in report["rows"] if row["name"] == name]
+        assert len(mine) >= 2 and sum(row["chosen"] for row in mine) == 1
+    assert len(capsys.readouterr().out.splitlines()) == len(names)
+
+
+def test_the_program_refuses():
+    file = Path(__file__).parents[2] / "results/demo-dial/scdm-seed0.pt"
+    with pytest.raises(BadInput, match="scdm on sudoku-gen; needed is mdm or sidm on a task"):
+        learned.main(["--ckpt", str(file), "--device", "cpu"])
+
+
+@pytest.fixture(scope="module")
+def tiny_puzzles(tmp_path_factory, data_dir):
+    """A little mdm on 4x4 puzzles that solves most of them."""
+    import train
+    out = tmp_path_factory.mktemp("tiny") / "s4"
+    assert not train.main([
+        "--task", "sudoku", "--board-size", "4", "--layout", "inplace", "--train-size", "100",
+        "--objective", "mdm", "--width", "32", "--depth", "2", "--heads", "2", "--batch-size", "32",
+        "--max-steps", "120", "--optimizer", "muon", "--warmup-steps", "10", "--device", "cpu",
+        "--learning-rate", "3e-3", "--muon-learning-rate", "1e-2", "--eval-samples", "4",
+        "--data-dir", data_dir, "--out", str(out)])
+    return out / "ckpt.pt"
