@@ -74,9 +74,9 @@ class Board:
         return self.model(tokens, self.positions, rank)[:, self.task.P:].float()
 
     def pay(self, rows, pairs):
-        """Samples `rows` (R,) took part in one forward pass, with `pairs` pairs for each row."""
+        """Samples `rows` (R,) took part in one forward pass, with `pairs` (int or (R,)) in each."""
         self.nfe[rows] += 1  # once, even where a sample has several rows
-        self.fed.index_add_(0, rows, torch.full_like(rows, pairs))
+        self.fed.index_add_(0, rows, torch.zeros_like(rows) + pairs)
 
     def look(self):
         """The model's view of every unfinished sample -> logits (B, A, K); 0 where finished."""
