@@ -175,6 +175,7 @@ def block_diffusion(board, size, k=1, tau=1.0, order="confidence", token_causal=
         here = torch.zeros_like(board.given)  # (B, A)
         here[:, cells] = True
         starts[start:end] = start
+        board.steps = cells.start  # noise goes with the block: who waited has the same as alone
         rank = context_rank(starts, token_causal).masked_fill(positions >= start, 0)  # (S,)
         while (board.unknown & here).any():
             unknown = board.unknown & here  # (B, A)
