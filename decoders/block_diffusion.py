@@ -65,17 +65,10 @@ def draw_lengths(A, sizes, generator, device):
     return tuple(min(n, A - end) for n, end in zip(lengths, ends) if end < A)
 
 
-@functools.lru_cache(maxsize=64)
-def block_starts(lengths, P, device):
-    """-> (S,): the position at which the block of each position starts; the prompt is in the first.
-    """
-    lengths = torch.tensor([P + lengths[0], *lengths[1:]])
-    return (lengths.cumsum(0) - lengths).repeat_interleave(lengths).to(device)
-
-
 def context_rank(start, token_causal):
-    """Ranks of full blocks, all below 0, the rank of the current one. start (T,) -> (T,).
+    """Ranks of full blocks, all below 0, the rank of the current one. -> (S,).
 
+    start (S,): the position at which the block of each position starts, which rises with the block.
     Equal inside a block: it sees itself and earlier ones (model.visible), and NOTHING that comes
     later, so its keys and values never change: that is what makes the cache exact. token_causal
     (NBDiff): they rise from token to token.
@@ -84,16 +77,18 @@ def context_rank(start, token_causal):
     return (torch.arange(S, device=start.device) if token_causal else start) - S
 
 
-def who_sees_whom(start, token_causal):
+@functools.lru_cache(maxsize=64)
+def who_sees_whom(lengths, P, token_causal, device):
     """The matrix that trains all blocks in one pass, over [noisy ; clean] -> bool (S + C, S + C).
 
     noisy sees its own block, and the clean copy of the blocks before it; clean sees clean by
     context_rank. The clean copy of the last block helps nobody: it is absent, so C < S.
-    No ranking says this. Clean blocks in a row need rising ranks; noisy b sees clean b - 1 and not
-    clean b, so it needs the rank of clean b: but then, both being <= 0, they see each other (above
-    0 the noisy block could not see itself). Hence a matrix.
+    No ranking says this. Noisy block b and its clean copy must not see each other, so their ranks
+    are equal: but then, if <= 0, they do, and if above 0, the noisy block does not see itself.
     """
-    C = int(start.max())  # where the last block starts
+    sizes = torch.tensor([P + lengths[0], *lengths[1:]])  # the prompt belongs to the first block
+    start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes).to(device)  # (S,) of its block
+    C = len(start) - int(sizes[-1])
     q, noisy, clean = start.unsqueeze(1), start, start[:C]
     own_block, before = noisy == q, clean < q  # (S, S), (S, C)
     never = own_block.new_zeros(C, len(start))  # clean to noisy
@@ -121,7 +116,6 @@ def block_nats(model, tokens, turn, lengths, task, ranks, token_causal=False, co
     the mean over all cells, without that weight, is no bound; it is -> (B / 2,).
     """
     P, A = task.P, task.A
-    start = block_starts(lengths, P, tokens.device)  # (S,)
     hidden = turn > 0  # (B, A)
     if complementary:
         half = len(tokens) // 2
@@ -129,7 +123,7 @@ def block_nats(model, tokens, turn, lengths, task, ranks, token_causal=False, co
         hidden = torch.cat([hidden[:half], ~hidden[:half]])
     # 1. hide, and put the clean copy behind
     noisy = torch.cat([tokens[:, :P], tokens[:, P:].masked_fill(hidden, task.MASK)], dim=1)
-    mask = cached_matrix(lengths, P, tokens.device, token_causal)
+    mask = who_sees_whom(lengths, P, token_causal, tokens.device)
     C = len(mask) - task.S
     positions = torch.arange(task.S, device=tokens.device)
     # 2. predict
@@ -143,11 +137,6 @@ def block_nats(model, tokens, turn, lengths, task, ranks, token_causal=False, co
     per_block = [n * part.sum(dim=1) / here.sum(dim=1) for n, part, here in zip(
         lengths, nll.split(lengths, dim=1), hidden.split(lengths, dim=1))]
     return sum(per_block) / A
-
-
-@functools.lru_cache(maxsize=64)
-def cached_matrix(lengths, P, device, token_causal):
-    return who_sees_whom(block_starts(lengths, P, device), token_causal)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import torch
 from conftest import Oracle, ToyTask, empty, keys_for, random_model, task_config
 
 from data import make_task
-from decoders.block_diffusion import (block_nats, block_starts, decode, draw_lengths,
-                                      hide_in_blocks, main, who_sees_whom)
+from decoders.block_diffusion import (block_nats, decode, draw_lengths, hide_in_blocks, main,
+                                      who_sees_whom)
 from diffusion import draw_turns, hidden_nats, joint
 from plumbing.cli import BadInput
 from test_decoders import puzzles, run  # noqa: F401  (a fixture)
@@ -118,14 +118,14 @@ def test_to_sidm_later_cells_are_absent_anyway(puzzles):  # noqa: F811
 def test_who_sees_whom_by_hand(token_causal, context):
     """P = 1 and two blocks of two: [noisy bos a b c d ; clean bos a b]."""
     rows = ["xxx.....", "xxx.....", "xxx.....", "...xxxxx", "...xxxxx", *context]
-    got = who_sees_whom(block_starts((2, 2), 1, "cpu"), token_causal)
+    got = who_sees_whom((2, 2), 1, token_causal, "cpu")
     assert got.tolist() == [[cell == "x" for cell in row] for row in rows]
 
 
 def test_blocks_of_one_cell_are_autoregressive():
     """Each cell sees, of the positions, the prompt, those before it and itself: causal."""
     P, A = 3, 6
-    matrix = who_sees_whom(block_starts((1,) * A, P, "cpu"), False)
+    matrix = who_sees_whom((1,) * A, P, False, "cpu")
     S, C = P + A, P + A - 1
     by_position = matrix[:S, :S].clone()
     by_position[:, :C] |= matrix[:S, S:]
