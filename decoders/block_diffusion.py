@@ -5,10 +5,15 @@
 
 p(x) = product over blocks of p(block | blocks before it). A second latent dial: an unknown cell of
 the current block is a latent, one of a later block is absent. One block is `mdm`; blocks of one
-cell are autoregressive (but for the mask token in place of the usual shift). The prompt belongs to
-the first block. Sources: Fast-dLLM v2, arXiv 2509.26328 (mask, complementary masks, cache); NBDiff,
-2512.06776 (token_causal); CtrlDiff, 2505.14455 (block size chosen per step: of that paper only the
-abstract was read, so the rule here is our own).
+cell are autoregressive (with a mask token in place of the usual shift). The prompt belongs to the
+first block, and is fed in each of its passes.
+
+Training feeds [noisy ; clean], under 2 S pairs, and scores every block. Feeding the blocks up to a
+random one would need no matrix, only the ranks of decoding, but score one block of many.
+
+Sources: Fast-dLLM v2, arXiv 2509.26328 (matrix, complementary masks, cache); NBDiff, 2512.06776
+(token_causal; not its next-token loss, not its growing blocks); CtrlDiff, 2505.14455 (a block size
+chosen per step; its abstract was all that was read, so the rule here is another: no policy).
 
     python -m decoders.block_diffusion train --preset sudoku4 --sizes 4 --out out/b4
     python -m decoders.block_diffusion train --preset sudoku4 --sizes 1,2,4,8,16 --out out/dial
@@ -269,11 +274,11 @@ def held_out_nats(model, task, size, how, num, draws=8):
     generator = torch.Generator().manual_seed(2**40 + 4)  # on the CPU: the same on all devices
     total = 0.0
     for _ in range(draws):
-        turn, lengths = hide_in_blocks(num, task.A, None, generator, "cpu", None, [size])
-        for rows in torch.arange(num).split(256):
+        turn, lengths = hide_in_blocks(len(tokens), task.A, None, generator, "cpu", None, [size])
+        for rows in torch.arange(len(tokens)).split(256):
             total += block_nats(model, tokens[rows].to(device), turn[rows].to(device), lengths,
                                 task, None, how["token_causal"]).sum().item()
-    return total / draws / num
+    return total / draws / len(tokens)
 
 
 def report(args, size, model, task, config, how, device, autocast):
