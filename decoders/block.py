@@ -32,7 +32,7 @@ def block(board, size=9, later="present", k=1):
 
 
 def look_without(board, absent):
-    """board.look() with the cells `absent` (B, A) not in the pass; their logits are 0.
+    """board.look() with the cells `absent` (B, A) not in the pass; their logits mean nothing.
 
     Seats are filled from the left; an empty one has rank +inf: nobody sees it, nobody pays for it.
     """
@@ -47,7 +47,6 @@ def look_without(board, absent):
     empty = torch.arange(positions.shape[1], device=rows.device) >= seats.unsqueeze(1)
     board.pay(rows, seats)
     seen = board.model(tokens, positions, rank.masked_fill(empty, torch.inf)).float()  # (R, T, K)
-    seen = seen.masked_fill(empty.unsqueeze(2), 0)
     logits = seen.new_zeros(len(board.tokens), board.task.S, seen.shape[2])
     logits[rows.unsqueeze(1), positions] = seen
     return logits[:, P:]
