@@ -41,7 +41,7 @@ from decoders.board import Board, certainty, surest
 from diffusion import draw_turns
 from metrics import wilson
 from model import visible
-from objectives import OBJECTIVES, Objective
+from objectives import OBJECTIVES, ORDERS, Objective
 from plumbing.checkpoint import check_out, load_checkpoint, load_model, save_checkpoint
 from plumbing.cli import (DEVICES, BadInput, Parser, choose_device, end, number, path, printable,
                           run, say)
@@ -154,7 +154,8 @@ def block_diffusion(board, size, k=1, tau=1.0, order="confidence", token_causal=
 
     The first pass over a block also feeds the one before it, now that it is full, to the cache; no
     pass is spent on that alone. cached=False feeds all blocks up to the current one in every pass:
-    the same logits from more pairs. Rows that have filled their block wait for the others of the
+    the same logits from more pairs. order: also random or left_to_right; under the latter the size
+    of a block changes nothing but who is a latent. Rows that have filled their block wait for the others of the
     batch, and do not pay. sure (0: off; for a board of one sample): after a block whose commits had
     a mean max p of `sure` or more the next is twice as long, after others half as long. No cell of
     the answer may be given.
@@ -183,6 +184,8 @@ def block_diffusion(board, size, k=1, tau=1.0, order="confidence", token_causal=
             probs = logits.softmax(dim=-1)
             confidence = probs.amax(dim=-1)  # (B, A)
             score = board.noise() if order == "random" else certainty(probs, order)
+            if order == "left_to_right":
+                score = (-positions[:task.A]).float().expand_as(confidence)
             chosen = surest(score, unknown, k) | unknown & (confidence > tau)
             board.commit(chosen, board.draw(logits), confidence)
             yield
@@ -286,6 +289,7 @@ def report(args, size, model, task, config, how, device, autocast):
     start, _ = task.test_set(args.num)
     keys = sample_keys(args.seed, start, copies_differ=not task.unique_answer)
     temperature, order = (0.0, "confidence") if task.unique_answer else (1.0, "random")
+    order = args.order or order
     began = time.perf_counter()
     with autocast:
         tokens, stats = decode(model, task, start.to(device), keys.to(device), temperature,
@@ -298,8 +302,8 @@ def report(args, size, model, task, config, how, device, autocast):
     return {"task": task.name, "objective": "block", "params": model.num_params(),
             "trained_sizes": how["sizes"], "token_causal": how["token_causal"],
             "complementary": how["complementary"], "size": size, "num": args.num, "solved": solved,
-            "interval": wilson(solved, args.num), "held_out_nats": nats, **mean, "k": args.k,
-            "tau": args.tau, "sure": args.sure, "cached": not args.no_cache, "seed": args.seed,
+            "interval": wilson(solved, args.num), "held_out_nats": nats, **mean,
+            "order": order, "k": args.k, "tau": args.tau, "sure": args.sure, "cached": not args.no_cache, "seed": args.seed,
             "seconds": round(seconds, 3), "device": str(device)}
 
 
@@ -309,7 +313,7 @@ def show_decoded(args, file, sizes=None):
     OBJECTIVES["block"] = objective([1])  # so that the config of the checkpoint is a legal one
     device, autocast, reason = choose_device(args.device)
     how = load_checkpoint(file).get("block")
-    if how is None:
+    if not isinstance(how, dict) or how.keys() != {"sizes", "token_causal", "complementary"}:
         raise BadInput(f"{printable(file, 200)} is no checkpoint of decoders.block_diffusion; "
                        "sample.py decodes those of train.py")
     model, task, config = load_model(file, device)
@@ -336,6 +340,8 @@ def parse_sizes(text):
 
 def add_decoding_flags(p):
     p.add_argument("--num", type=number(1, 1_000_000), default=256, help="samples; default 256")
+    p.add_argument("--order", choices=ORDERS, help="which cell of the block next; default: "
+                   "confidence where there is one answer, else random")
     p.add_argument("--k", type=number(1, 256), default=1, help="cells per pass; default 1")
     p.add_argument("--tau", type=number(0.0, 1.0, kind=float), default=1.0,
                    help="also commit what is surer than this; default 1: nothing")

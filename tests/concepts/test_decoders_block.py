@@ -360,6 +360,18 @@ def test_the_program(tmp_path, capsys, monkeypatch):
         assert words in str(e.value) and "\n" not in str(e.value)
 
 
+def test_left_to_right_only_the_latents_differ():
+    """Whatever the size of a block, cells come in their order; a pass has more latents in it."""
+    task = make_task(task_config())
+    start, history = empty(task, 2), []
+    for size in (1, 4, 16):
+        decode(random_model(task), task, start, keys_for(start), 1.0, history, size=size,
+               order="left_to_right")
+    known = [(now != task.MASK).sum(dim=1).tolist() for now in history]
+    assert known == [[n, n] for n in range(2, 18)] * 3
+    assert all((now[:, :known[i][0]] != task.MASK).all() for i, now in enumerate(history))
+
+
 def test_given_cells_are_refused(puzzles):  # noqa: F811
     task, start, _ = puzzles
     with pytest.raises(BadInput, match="--layout prompt"):
