@@ -155,10 +155,10 @@ def block_diffusion(board, size, k=1, tau=1.0, order="confidence", token_causal=
     The first pass over a block also feeds the one before it, now that it is full, to the cache; no
     pass is spent on that alone. cached=False feeds all blocks up to the current one in every pass:
     the same logits from more pairs. order: also random or left_to_right; under the latter the size
-    of a block changes nothing but who is a latent. Rows that have filled their block wait for the others of the
-    batch, and do not pay. sure (0: off; for a board of one sample): after a block whose commits had
-    a mean max p of `sure` or more the next is twice as long, after others half as long. No cell of
-    the answer may be given.
+    of a block changes nothing but who is a latent. Rows that have filled their block wait for the
+    others of the batch, and do not pay. sure (0: off; for a board of one sample): after a block
+    whose commits had a mean max p of `sure` or more the next is twice as long, after others half as
+    long. No cell of the answer may be given.
     """
     task, model, positions = board.task, board.model, board.positions
     cache = model.new_cache() if cached else None
@@ -303,8 +303,8 @@ def report(args, size, model, task, config, how, device, autocast):
             "trained_sizes": how["sizes"], "token_causal": how["token_causal"],
             "complementary": how["complementary"], "size": size, "num": args.num, "solved": solved,
             "interval": wilson(solved, args.num), "held_out_nats": nats, **mean,
-            "order": order, "k": args.k, "tau": args.tau, "sure": args.sure, "cached": not args.no_cache, "seed": args.seed,
-            "seconds": round(seconds, 3), "device": str(device)}
+            "order": order, "k": args.k, "tau": args.tau, "sure": args.sure,
+            "cached": not args.no_cache, "seed": args.seed, "seconds": round(seconds, 3), "device": str(device)}
 
 
 def show_decoded(args, file, sizes=None):
