@@ -304,7 +304,8 @@ def report(args, size, model, task, config, how, device, autocast):
             "complementary": how["complementary"], "size": size, "num": args.num, "solved": solved,
             "interval": wilson(solved, args.num), "held_out_nats": nats, **mean,
             "order": order, "k": args.k, "tau": args.tau, "sure": args.sure,
-            "cached": not args.no_cache, "seed": args.seed, "seconds": round(seconds, 3), "device": str(device)}
+            "cached": not args.no_cache, "seed": args.seed,
+            "seconds": round(seconds, 3), "device": str(device)}
 
 
 def show_decoded(args, file, sizes=None):
