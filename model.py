@@ -105,17 +105,20 @@ class Transformer(nn.Module):
 
         tokens (B, T) int64; positions (B, T) or (T,) int64 in 0..S-1; rank (B, T) or (T,), or None:
         everything sees everything, or CAUSAL: ranks 1, 2, 3, ... The last two are the general rule,
-        said by the caller because looking into the tensor would stall a GPU. rank may also be what
-        visible() makes of one, bool (B, T, T), for a rule that no ranking can say.
-        cache: from new_cache(), extended in place: at the first call by any number of tokens under
-        any ranking, then by single tokens, which see all before them.
+        said by the caller because looking into the tensor would stall a GPU. Or bool (T, T) or
+        (B, T, T): who may look at whom outright, where no ranking says it (decoders/).
+        cache: from new_cache(), extended in place: new tokens see all that is cached, and each
+        other by their ranks (CAUSAL: at the first call, or single tokens).
         Returns logits (B, T, K).
         """
         T = tokens.shape[1]
         causal = rank is CAUSAL and T > 1  # a single new token may see the whole cache
         mask = None  # (B or 1, 1, T, T): the same for every head
         if isinstance(rank, torch.Tensor):
-            mask = (rank if rank.dtype == torch.bool else visible(rank)).view(-1, 1, T, T)
+            mask = rank if rank.dtype == torch.bool else visible(rank)
+            mask = mask.view(-1, 1, T, T)
+            if cache is not None:  # (B or 1, 1, T, length + T): all see what is cached
+                mask = F.pad(mask, (cache["length"], 0), value=True)
         x = self.token(tokens) + self.position(positions)  # (B, T, D)
         if torch.is_autocast_enabled(x.device.type):
             # in bf16 this stream takes half the memory traffic (LOG.md: 7 % of a step)

@@ -7,13 +7,14 @@ They decode what predicts all unknown cells in one pass: objectives mdm and sidm
 """
 from dataclasses import replace
 
-from decoders import cache, draft_verify, early_exit, lookahead, parallel, plain, refine, remask
+import torch
+
+from decoders import (block, cache, draft_verify, early_exit, lookahead, parallel, plain, refine,
+                      remask)
 from decoders.board import Board
 from objectives import OBJECTIVES, make_dials
 from plumbing.cli import BadInput, printable
 
-DECODERS = {
-    **plain.DECODERS,
 DECODERS = {
     **plain.DECODERS,
     **parallel.DECODERS,
@@ -23,7 +24,7 @@ DECODERS = {
     **lookahead.DECODERS,
     **draft_verify.DECODERS,
     **cache.DECODERS,
-}
+    **block.DECODERS,
 }
 OBJECTIVES_DECODED = ("mdm", "sidm")
 
@@ -90,6 +91,7 @@ def parse(flag, text, knob):
     raise BadInput(f"{flag}: '{printable(text)}' is not legal; legal: {legal(knob)}")
 
 
+@torch.no_grad()
 def decode(model, task, objective, start, dials, keys, history=None):
     """As sample.decode(), by decoder dials.decoder at dials.knobs.
 
