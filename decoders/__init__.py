@@ -7,12 +7,12 @@ They decode what predicts all unknown cells in one pass: objectives mdm and sidm
 """
 from dataclasses import replace
 
-from decoders import plain
+from decoders import infill, plain
 from decoders.board import Board
 from objectives import OBJECTIVES, make_dials
 from plumbing.cli import BadInput, printable
 
-DECODERS = {**plain.DECODERS}
+DECODERS = {**plain.DECODERS, **infill.DECODERS}
 OBJECTIVES_DECODED = ("mdm", "sidm")
 
 
