@@ -20,8 +20,8 @@ def run(model, task, start, temperature=0.0, **knobs):
     row, history = decoders.DECODERS["infill"], []
     knobs = {k: knob.default for k, knob in row.knobs.items()} | knobs
     dials = Dials("", 1, 0, 1, temperature, decoder="infill", knobs=knobs)
-    with torch.no_grad():
-        tokens, stats = decoders.decode(model, task, "mdm", start, dials, keys_for(start), history)
+    tokens, stats = decoders.decode(model, task, "mdm", start, dials, keys_for(start), history)
+    assert not stats["confidence"].requires_grad  # gradients of every pass would fill the memory
     return tokens, stats, history
 
 
