@@ -18,10 +18,12 @@ def asked_cells(task, start, region="asked"):
     asked: of a path the node behind the fork, the only one that takes the whole graph to find
     (star: the second; planning: behind the node that both chains share, or the goal where that is
     the goal; a node in two edges is two cells); of a board the last row. end: the last cell; of a
-    path this is the goal, which the prompt tells, so no reasoning leads to it.
+    path this is the goal, which the prompt tells, so no reasoning leads to it. all: every cell.
     """
     cell = torch.arange(task.A, device=start.device).expand(len(start), -1)  # (B, A)
-    if region == "end":
+    if region == "all":
+        chosen = cell >= 0
+    elif region == "end":
         chosen = cell == task.A - 1
     elif task.name == "star":
         chosen = cell == 1
@@ -66,7 +68,7 @@ def infill(board, gamma=0.1, region="asked", order="free", aggregate="mean"):
 DECODERS = {
     "infill": Decoder(
         infill, "2510.19990", "the surest one; all as soon as the mean H of the asked < gamma",
-        {"gamma": Knob(0.1, 0.0, 1e3), "region": Knob("asked", ("asked", "end")),
+        {"gamma": Knob(0.1, 0.0, 1e3), "region": Knob("asked", ("asked", "end", "all")),
          "order": Knob("free", ("free", "first", "last")),
          "aggregate": Knob("mean", ("mean", "max", "sum"))},
         null={"gamma": 0.0}, source="gamma: the paper's; aggregate: unverified"),

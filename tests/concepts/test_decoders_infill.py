@@ -63,6 +63,7 @@ def test_what_a_board_asks_is_the_blanks_of_its_last_row(puzzles):
     blanks = task.blanks(start)
     assert torch.equal(asked[:, 12:], blanks[:, 12:]) and not asked[:, :12].any()
     assert torch.equal(asked_cells(task, start, "end")[:, 15], blanks[:, 15])
+    assert torch.equal(asked_cells(task, start, "all"), blanks)
     assert not blanks[:, 12:].all()  # some are given, and a given cell is never asked
 
 
