@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from decoders import (block, cache, draft_verify, early_exit, lookahead, parallel, plain, refine,
-                      remask)
+from decoders import (block, cache, draft_verify, early_exit, infill, lookahead, parallel, plain,
+                      refine, remask)
 from decoders.board import Board
 from objectives import OBJECTIVES, make_dials
 from plumbing.cli import BadInput, printable
@@ -25,6 +25,7 @@ DECODERS = {
     **draft_verify.DECODERS,
     **cache.DECODERS,
     **block.DECODERS,
+    **infill.DECODERS,
 }
 OBJECTIVES_DECODED = ("mdm", "sidm")
 
