@@ -12,6 +12,7 @@ the pages with these files.
 """
 if __name__ == "__main__":
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)
+import functools
 import json
 import math
 import platform
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 
 from config import PRESETS, RANGES, Config
+from decoders import compare
 from likelihood import floor_nats, held_out_nats
 from objectives import make_dials, show_count
 from plumbing import report
@@ -142,12 +144,18 @@ FINDINGS = {
         Run("ar", dict(DEMO, objective="ar"), steps_of="mtp-all"),
         Run("scdm", {}, dialled("latents", 0, 4, 16, ALL), shipped=DIAL_FILE),
     ),
+    # One GPU: the decoders of other papers, over their knobs, on puzzles and from empty boards.
+    "decoders": (
+        Run("puzzles", dict(S9, objective="mdm"),
+            (*compare.grid("own"), *compare.grid("radcliffe_mixed_2500.txt"))),
+        Run("boards", dict(GEN9, objective="mdm"), compare.grid("own", ceilings=())),
+    ),
     # One GPU: the checkpoint that the demo ships.
     "demo-dial": (Run("scdm", DIAL, WHOLE_DIAL, ship=True),),
 }
 # Samples per row, 2,048 elsewhere. 8,192 boards of 6x6 fill a GPU, so that seconds can be compared.
 NUM = {"demo": 1024, "sudoku6": 8192, "windows": 8192, "sudoku9": 1000, "layouts": 1000,
-       "difficulty": 1000, "sudoku9-cpu": 500}
+       "difficulty": 1000, "decoders": 1000, "sudoku9-cpu": 500}
 
 # The README's board, of the shipped checkpoint: the first seed at which n = 0 and n = all differ.
 BOARD_SEED = 2
@@ -262,13 +270,28 @@ def test_file(asked, args):
     return file if args.puzzles and file.exists() else None
 
 
+@functools.cache
+def load_test(task, file, num, whole):
+    """-> start, references: `num` own test samples, or the puzzles of a file, or `num` of them."""
+    if file == "own":
+        return task.test_set(num)
+    start, references = load_puzzles(task, file=file)
+    if not whole and len(start) > num:
+        some = torch.linspace(0, len(start) - 1, num).long()  # evenly: files go by difficulty
+        start, references = start[some], references[some]
+    return start, references
+
+
 def evaluate_one(model, task, config, name, asked, num, seed, device, autocast, args):
     """Evaluate one setting of the dials -> a row."""
     file = test_file(asked, args)
-    if file == "own":
-        start, references = task.test_set(num)
-    else:
-        start, references = load_puzzles(task, file=file)
+    start, references = load_test(task, file, num, "decoder" not in asked)
+    if "decoder" in asked:
+        row = compare.evaluate_decoder(model, task, config.objective, asked, start, references,
+                                       seed, device, autocast)
+        print(f"    {asked}: solved {row['solved']}/{row['num']}, {row['nfe']} passes, "
+              f"{row['seconds']:.1f} s", flush=True)
+        return row
     dials = make_dials(config.objective, task, config.window,
                        **{k: v for k, v in asked.items() if k not in ("test", "restarts")})
     restarts = asked.get("restarts", 0)
@@ -415,6 +438,9 @@ def main(argv=None):
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for r in runs:
             done.append(do_run(args.preset, r, seed, args, command))
+    if args.preset == "decoders":
+        print(f"\n{compare.tables(done)}")
+        return
     print(f"\n{report.table({args.preset: done})}\n")
     for line in report.findings(done):
         print(line)

@@ -57,5 +57,6 @@ DECODERS = {
         block, "2509.26328", "the k of largest max p in the first block that is not full",
         {"size": Knob(9, 1, 256), "later": Knob("present", ("present", "absent")),
          "k": Knob(1, 1, 256)},
-        null={"size": 256}, source="a row of a 9x9 board; the papers' 32 are tokens of text"),
+        null={"size": 256}, sweep=(1, 3, 9, 27, 81),
+        source="a row of a 9x9 board; the papers' 32 are tokens of text"),
 }

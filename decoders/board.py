@@ -31,6 +31,8 @@ class Board:
 
     tokens (B, S); given (B, A) bool; sure (B, A): the probability of each committed symbol when it
     was committed, 1 where given; when (B, A): the step of its last commit, 0 where given;
+    once_right (B,): whether every cell was right in some pass, the unknown ones as they were
+    guessed, by the rules and where they allow one answer (over-denoising is to lose it again);
     nfe (B,): forward passes in which a sample took part; fed (B,): pairs summed over passes, with
     every draft and probe; undone (B,): cells undone; steps: changes made so far.
     """
@@ -44,7 +46,8 @@ class Board:
         self.sure = self.given.float()
         self.when = torch.zeros(B, task.A, dtype=torch.long, device=device)
         self.nfe, self.fed, self.undone = torch.zeros(3, B, dtype=torch.long, device=device)
-        self.steps = 0
+        self.once_right = torch.zeros(B, dtype=torch.bool, device=device)
+        self.start, self.steps = start, 0
 
     @property
     def unknown(self):
@@ -101,7 +104,11 @@ class Board:
 
     def commit(self, cells, symbols, confidence):
         """Write symbols (B, A) into the unknown among `cells` (B, A), confidence (B, A) beside."""
-        cells = cells & self.unknown
+        unknown = self.unknown
+        if self.task.unique_answer:
+            guess = torch.where(unknown, symbols, self.symbols)
+            self.once_right |= self.task.check(self.start, guess)
+        cells = cells & unknown
         self.steps += 1
         self.symbols[cells] = symbols[cells]  # a view of tokens
         self.sure[cells] = confidence[cells]

@@ -130,9 +130,11 @@ DECODERS = {
     "dkv": Decoder(
         dkv, "2505.15781", "compute what was unknown one pass before; the rest every N passes",
         {"refresh": Knob(8, 1, 1000), "cache": Knob("delayed", ("delayed", "immediate"))},
-        null={"refresh": 1}, source="the paper's, for the low-confidence order"),
+        null={"refresh": 1}, sweep=(2, 4, 8, 1000), needs_network=True,
+        source="the paper's, for the low-confidence order"),
     "freecache": Decoder(
         freecache, "2505.21467", "compute what was unknown when the block of passes began",
         {"refresh": Knob(32, 1, 1000), "block": Knob(8, 1, 1000)},
-        null={"refresh": 1}, source="ours: the paper's are not verified"),
+        null={"refresh": 1}, sweep=(8, 32), needs_network=True,
+        source="ours: the paper's are not verified"),
 }

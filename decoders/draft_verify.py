@@ -67,5 +67,5 @@ def step_of_plain(board, tokens, logits, step):
 DECODERS = {
     "freedave": Decoder(
         freedave, "2510.00294", "accept draft j + 1 iff it is plain's step from draft j",
-        {"drafts": Knob(4, 1, 64)}, null={"drafts": 1}, source="the paper's"),
+        {"drafts": Knob(4, 1, 64)}, null={"drafts": 1}, sweep=(2, 4, 8), source="the paper's"),
 }

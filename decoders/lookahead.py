@@ -80,9 +80,9 @@ DECODERS = {
         {"top": Knob(4, 1, 256), "d": Knob(2, 1, 64), "rule": Knob("agree", ("agree", "average",
                                                                             "both")),
          "order": Knob("entropy", ("confidence", "margin", "entropy"))},
-        null={"d": 1, "order": "confidence"}, source="the paper's for LLaDA"),
+        null={"d": 1, "order": "confidence"}, sweep=(2, 4, 8, 16), source="the paper's for LLaDA"),
     "lookum": Decoder(
         lookum, "2511.05563", "of J sets of cells the one with least mean H in the next state",
         {"paths": Knob(2, 1, 64), "cells": Knob(2, 1, 256), "pool": Knob(5, 1, 256)},
-        null={"paths": 1, "cells": 1}, source="the paper's (from notes)"),
+        null={"paths": 1, "cells": 1}, sweep=(1, 2, 4), source="the paper's (from notes)"),
 }

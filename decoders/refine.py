@@ -90,5 +90,6 @@ DECODERS = {
          "top_p": Knob(0.9, 0.01, 1.0),
          "order": Knob("entropy", ("confidence", "margin", "entropy"))},
         null={"stop": 0.0, "mix": 0.0, "refine": 0, "order": "confidence"},
+        sweep=(0.0001, 0.001, 0.01, 0.1), needs_network=True,
         source="the paper's, but its stop of 0.1 is for text: a Sudoku solves nothing with it"),
 }

@@ -225,22 +225,27 @@ DECODERS = {
         rcr, "2508.13148", "keep the largest max p of all cells, each as it was when filled",
         {"passes": Knob(16, 1, 512), "undo": Knob("yes", ("yes", "no"))},
         null={"passes": 512, "undo": "no"},
+        sweep=(6, 8, 12, 16, 32),
         source="paper: 4 cells a pass (128 passes for 512), as 16 do for a 9x9 puzzle"),
     "remdm": Decoder(
         remdm, "2503.00307", "plain, and lose eta * softmax(-p when committed)",
         {"eta": Knob(0.04, 0.0, 1.0), "passes": PASSES},
-        null={"eta": 0.0}, source="eta: a cap of the paper, unverified; passes: one a cell"),
+        null={"eta": 0.0}, sweep=(0.04, 0.2, 1.0),
+        source="eta: a cap of the paper, unverified; passes: one a cell"),
     "p2": Decoder(
         p2, "2502.03540", "keep the k largest of log max p (unknown), eta * log p (committed)",
         {"eta": Knob(1.0, 0.0, 100.0), "passes": PASSES, "view": Knob("shadow", VIEWS)},
-        null={"eta": 0.0}, source="released code: eta 1; passes: one a cell; view: ours"),
+        null={"eta": 0.0}, sweep=(0.5, 1.0, 2.0), needs_network=True,
+        source="released code: eta 1; passes: one a cell; view: ours"),
     "saber": Decoder(
         saber, "2510.18165", "all with max p > mean p of the committed; undo what fell most",
         {"n": Knob(2, 1, 256), "mu": Knob(8, 0, 256), "lift": Knob(0.0, 0.0, 1.0),
          "view": Knob("probe", VIEWS)},
-        null={"n": 1, "mu": 0, "lift": 1.0}, source="released code; lift and view: ours"),
+        null={"n": 1, "mu": 0, "lift": 1.0}, sweep=(1, 2, 4), needs_network=True,
+        source="released code; lift and view: ours"),
     "wino": Decoder(
         wino, "2507.18578", "all with max p > tau1; undo where p(symbol | the others) < tau2",
         {"tau1": Knob(0.6, 0.0, 1.0), "tau2": Knob(0.9, 0.0, 1.0), "view": Knob("shadow", VIEWS)},
-        null={"tau1": 1.0, "tau2": 0.0}, source="paper; view: ours"),
+        null={"tau1": 1.0, "tau2": 0.0}, sweep=(0.5, 0.6, 0.7, 0.9), needs_network=True,
+        source="paper; view: ours"),
 }

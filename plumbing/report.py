@@ -15,6 +15,7 @@ from pathlib import Path
 from config import is_window
 from data import TASKS
 from data.puzzles import BOX, peers
+from decoders import compare
 from metrics import wilson
 from plumbing.checkpoint import read_log, replace_file, write_text
 from plumbing.cli import BadInput, printable
@@ -73,6 +74,18 @@ def is_object_or_none(value):
     return value is None or is_object(value)
 
 
+def is_knobs(value):
+    return is_object(value) and all(is_text(v) or is_amount(v) for v in value.values())
+
+
+def is_lost(value):
+    return value is None or is_index(value)
+
+
+def is_bits(value):
+    return is_text(value) and all(c in "0123456789abcdef" for c in value)
+
+
 def is_rows(value):
     return isinstance(value, list) and value != [] and all(is_object(row) and row for row in value)
 
@@ -89,6 +102,9 @@ LIKELIHOOD = {"nats_per_cell": is_amount, "standard_error": is_amount, "floor": 
 ROW = {"objective": is_text, "trained_window": is_trained_window, "latents": is_latents,
        "num": is_count, "solved": is_index, "solved_rate": is_amount, "nfe": is_amount,
        "tokens": is_amount, "seconds": is_amount}
+ROW_OF_DECODER = {"decoder": is_text, "knobs": is_knobs, "restarts": is_index, "test": is_text,
+                  "undone": is_amount, "order_tau": is_exponent, "once_right": is_lost,
+                  "solved_bits": is_bits}
 BENCH = {"command": is_text, "device": is_text, "threads": is_count, "torch": is_text,
          "width": is_count, "depth": is_count, "repeats": is_count}
 BENCH_PARTS = {  # of a bench report: a list of rows each -> title
@@ -159,6 +175,8 @@ def read_result(file):
 
 def check_row(row, file, where):
     check_fields(row, ROW, file, where)
+    if "decoder" in row:
+        check_fields(row, ROW_OF_DECODER, file, where)
     if row["solved"] > row["num"]:
         refuse(file, where + "solved", f"is {row['solved']}, more than num {row['num']}")
     if not math.isclose(row["solved_rate"], row["solved"] / row["num"], abs_tol=1e-9):
@@ -517,9 +535,11 @@ def board(found, columns, moments, N, seed):
 def tables(folder, order):
     """The results folder -> {name of a part: text}."""
     found = load_results(folder, order)
+    decoded = compare.tables(found.pop("decoders", []))
     benches = [read_bench(file) for file in sorted(Path(folder).glob("bench*.json"))]
     everything = "\n\n".join([table(found), *map(bench_markdown, benches)])
-    return {"rows": rows(found), "summary": summary(found), "table": everything}
+    return {"rows": rows(found), "summary": summary(found), "table": everything,
+            "decoders": decoded}
 
 
 def update_page(page, texts, file):
@@ -587,9 +607,12 @@ def figures(found, folder):
         replace_file(files[-1], write)
         plt.close(figure)
 
+    if found.get("decoders"):
+        save(compare.figure(plt, found["decoders"], "decoders: solved against forward passes"),
+             "decoders")
     for preset, results in found.items():
-        if preset in ("windows", "demo-dial", "sudoku9-cpu"):  # drawn elsewhere, or two points
-            continue
+        if preset in ("decoders", "windows", "demo-dial", "sudoku9-cpu"):
+            continue  # drawn elsewhere, or two points
         rows = pooled(results)
         if preset == "sudoku6":
             rows = both_families(rows, pooled(found.get("windows", [])))

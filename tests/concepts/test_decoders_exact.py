@@ -1,4 +1,4 @@
-"""decoders/exact.py: the truth it compares with, against enumeration; what it finds, in miniature."""
+"""decoders/exact.py: its truth, against enumeration; what it finds, in miniature."""
 import json
 import math
 from collections import Counter
