@@ -155,7 +155,7 @@ FINDINGS = {
 }
 # Samples per row, 2,048 elsewhere. 8,192 boards of 6x6 fill a GPU, so that seconds can be compared.
 NUM = {"demo": 1024, "sudoku6": 8192, "windows": 8192, "sudoku9": 1000, "layouts": 1000,
-       "difficulty": 1000, "decoders": 1000, "sudoku9-cpu": 500}
+       "difficulty": 1000, "decoders": 512, "sudoku9-cpu": 500}
 
 # The README's board, of the shipped checkpoint: the first seed at which n = 0 and n = all differ.
 BOARD_SEED = 2

@@ -96,8 +96,8 @@ def parse(flag, text, knob):
 def decode(model, task, objective, start, dials, keys, history=None):
     """As sample.decode(), by decoder dials.decoder at dials.knobs.
 
-    stats (B,) also hold `undone`: cells committed and made unknown again; `once_right`: whether all
-    was right in some pass, see Board; `order_tau`: Kendall's
+    stats (B,) also hold `undone`: cells committed and made unknown again; `once_right`: whether
+    all was right in some pass, see Board; `order_tau`: Kendall's
     tau between the order of commits and the order of cells, -1 to 1 (as arXiv 2601.15593 asks).
     """
     board = Board(model, task, OBJECTIVES[objective].ranks, start, keys, dials.temperature)
@@ -111,9 +111,10 @@ def finish(board, loop, history=None):
             history.append(board.tokens.clone())
     found = ~board.given
     confidence = (board.sure * found).sum(dim=1) / found.sum(dim=1).clamp(min=1)
-    return board.tokens, {"nfe": board.nfe, "tokens": board.fed, "undone": board.undone,
-                          "once_right": board.once_right, "order_tau": kendall_tau(board.when, found),
-                          "confidence": confidence.where(found.any(dim=1), 1.0)}
+    return board.tokens, {
+        "nfe": board.nfe, "tokens": board.fed, "undone": board.undone,
+        "once_right": board.once_right, "order_tau": kendall_tau(board.when, found),
+        "confidence": confidence.where(found.any(dim=1), 1.0)}
 
 
 def kendall_tau(when, found):

@@ -241,7 +241,7 @@ DECODERS = {
         saber, "2510.18165", "all with max p > mean p of the committed; undo what fell most",
         {"n": Knob(2, 1, 256), "mu": Knob(8, 0, 256), "lift": Knob(0.0, 0.0, 1.0),
          "view": Knob("probe", VIEWS)},
-        null={"n": 1, "mu": 0, "lift": 1.0}, sweep=(1, 2, 4), needs_network=True,
+        null={"n": 1, "mu": 0, "lift": 1.0}, sweep=(2, 4), needs_network=True,
         source="released code; lift and view: ours"),
     "wino": Decoder(
         wino, "2507.18578", "all with max p > tau1; undo where p(symbol | the others) < tau2",
