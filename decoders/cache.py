@@ -92,18 +92,18 @@ def dkv(board, refresh=8, cache="delayed"):
 def freecache(board, refresh=32, block=8):
     """FreeCache (arXiv 2505.21467, abstract and notes only): the prompt and early cells are frozen.
 
-    A pass computes the cells that were unknown when its block of `block` passes began: what is
-    given, and what earlier blocks have found, is frozen. refresh: all positions anew every N passes
-    (the paper's cache has none; ours starts new at a multiple of N). Ends after A passes. Not here:
+    A pass computes the cells that were unknown one pass before its block of `block` passes began:
+    what is given, and what earlier blocks have found, is frozen, but as a symbol and not as a MASK.
+    block = 1 is dkv. refresh: all positions anew every N passes. Ends after A passes. Not here:
     the paper's guide, an autoregressive model that reads the proposal and unmasks what both say.
     That needs a second checkpoint, and one that can see the givens.
     """
-    kv, frozen, passes = Cache(board), None, 0
+    kv, before, passes = Cache(board), board.unknown, 0
     while board.unknown.any():
         if passes % block == 0:
-            frozen = ~board.unknown
-        logits = kv.look(None if passes % refresh == 0 else ~frozen)  # (B, A, K)
-        passes += 1
+            active = before
+        logits = kv.look(None if passes % refresh == 0 else active)  # (B, A, K)
+        before, passes = board.unknown, passes + 1
         probs = logits.softmax(dim=-1)
         cells = surest(certainty(probs, "confidence"), board.unknown, 1)
         board.commit(cells, board.draw(logits), probs.amax(dim=-1))
@@ -133,7 +133,7 @@ DECODERS = {
         null={"refresh": 1}, sweep=(2, 4, 8, 1000), needs_network=True,
         source="the paper's, for the low-confidence order"),
     "freecache": Decoder(
-        freecache, "2505.21467", "compute what was unknown when the block of passes began",
+        freecache, "2505.21467", "compute what was unknown before the block of passes began",
         {"refresh": Knob(32, 1, 1000), "block": Knob(8, 1, 1000)},
         null={"refresh": 1}, sweep=(8, 32), needs_network=True,
         source="ours: the paper's are not verified"),
