@@ -3,7 +3,7 @@
     B samples   A cells   S positions
 
     python -m decoders.learned --ckpt results/sudoku9-cpu/mdm-seed0.pt --what filter
-    python -m decoders.learned --ckpt FILE --what policy --reward add      # watch it collapse
+    python -m decoders.learned --ckpt FILE --what policy --reward add --alpha 6   # haste pays
     python -m decoders.learned --ckpt FILE --what certainty --json out/certainty.json
 
 filter and policy (heads.py) leave the model as it is, certainty and mdpo (tune.py) train a copy.
@@ -223,7 +223,7 @@ def main(argv=None):
     p.add_argument("--updates", type=number(0, 100_000), metavar="N",
                    help="optimiser steps; default policy 60, certainty 60, mdpo 15")
     p.add_argument("--reward", choices=("multiply", "add"), default="multiply",
-                   help="policy: how speed and success make a reward; add is the one that fails")
+                   help="policy: how speed and success make a reward; add: haste pays in any case")
     p.add_argument("--alpha", type=number(0.0, 100.0, kind=float), default=1.0,
                    help="policy: what speed is worth; default 1")
     p.add_argument("--beta", type=number(0.0, 100.0, kind=float), default=2.0,
