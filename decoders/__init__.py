@@ -7,6 +7,8 @@ They decode what predicts all unknown cells in one pass: objectives mdm and sidm
 """
 from dataclasses import replace
 
+import torch
+
 from decoders import early_exit, parallel, plain
 from decoders.board import Board
 from objectives import OBJECTIVES, make_dials
@@ -78,6 +80,7 @@ def parse(flag, text, knob):
     raise BadInput(f"{flag}: '{printable(text)}' is not legal; legal: {legal(knob)}")
 
 
+@torch.no_grad()
 def decode(model, task, objective, start, dials, keys, history=None):
     """As sample.decode(), by decoder dials.decoder at dials.knobs.
 
