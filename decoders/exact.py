@@ -201,7 +201,7 @@ def table(part):
     if bounded:
         worst, passes = max(r["excess_nats"] for r in bounded), sum(r["traced"] for r in bounded)
         holds = "holds" if worst <= EXCESS else "IS BROKEN"
-        lines.append(f"the bound {holds} in {passes} passes; largest error - bound {worst:.1e} nats")
+        lines.append(f"the bound {holds} in {passes} passes: error - bound <= {worst:.1e} nats")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TOP = sorted(ROOT.glob("*.py"))
-FILES = [*TOP, *sorted(f for folder in ("data", "plumbing", "tests")
+FILES = [*TOP, *sorted(f for folder in ("data", "decoders", "plumbing", "tests")
                        for f in (ROOT / folder).rglob("*.py"))]
 
 
