@@ -186,11 +186,11 @@ def table(part):
     mean, low, high = part["null_tv"]
     lines = [f"{part['set']} ({part['size']} members): {part['num']} answers at T = 1. "
              f"TV of as many true draws: {mean:.3f} (95 %: {low:.3f}-{high:.3f})",
-             f"{'decoder':10} {'knob':28} {'passes':>6} {'pairs':>6} {'undone':>6} {'valid %':>7} "
+             f"{'decoder':10} {'knob':30} {'passes':>6} {'pairs':>6} {'undone':>6} {'valid %':>7} "
              f"{'TV':>6}   error <= bound, nats a board"]
     for row, texts in merged(part["rows"]):
         knob = f"{next(iter(row['knobs']))} = {' '.join(texts)}"
-        line = (f"{row['decoder']:10} {knob:28} {row['nfe']:6.2f} {row['tokens']:6.0f} "
+        line = (f"{row['decoder']:10} {knob:30} {row['nfe']:6.2f} {row['tokens']:6.0f} "
                 f"{row['undone']:6.2f} {100 * row['members'] / row['num']:7.1f} {row['tv']:6.3f} "
                 + ("*" if row["tv"] > high else " "))
         if "error_nats" in row:
@@ -201,8 +201,7 @@ def table(part):
     if bounded:
         worst, passes = max(r["excess_nats"] for r in bounded), sum(r["traced"] for r in bounded)
         holds = "holds" if worst <= EXCESS else "IS BROKEN"
-        lines.append(f"the bound {holds} in {passes} passes; largest error - bound {worst:.1e} "
-                     "nats")
+        lines.append(f"the bound {holds} in {passes} passes: error - bound <= {worst:.1e} nats")
     return "\n".join(lines)
 
 

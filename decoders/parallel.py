@@ -62,7 +62,7 @@ def med(board, lam=0.2, order="entropy"):
         yield
 
 
-def eb(board, gamma=0.1, order="entropy"):
+def eb(board, gamma=0.01, order="entropy"):
     """Entropy-bounded sampler, arXiv 2505.24857: as many cells as a budget of error allows.
 
     commit the first n in `order`, n the largest with sum of H - largest H < gamma, at least one
@@ -107,7 +107,7 @@ ORDER = Knob("entropy", ("entropy", "margin", "confidence"))
 DECODERS = {
     "threshold": Decoder(
         threshold, "2505.22618", "all with max p > tau", {"tau": Knob(0.9, 0.0, 1.0)},
-        null={"tau": 1.0}, sweep=(0.5, 0.7, 0.8, 0.9, 0.95, 0.99),
+        null={"tau": 1.0}, sweep=(0.5, 0.7, 0.9, 0.95, 0.99, 0.999),
         source="the paper's default"),
     "factor": Decoder(
         factor, "2505.22618", "the n surest, (n + 1)(1 - max p of the n-th) < f",
@@ -119,7 +119,7 @@ DECODERS = {
         source="lam: the paper; it falls back on order entropy"),
     "eb": Decoder(
         eb, "2505.24857", "the first n of least H, sum H - max H < gamma",
-        {"gamma": Knob(0.1, 0.0, 100.0), "order": ORDER},
+        {"gamma": Knob(0.01, 0.0, 100.0), "order": ORDER},
         null={"gamma": 0.0, "order": "confidence"}, sweep=(0.001, 0.01, 0.1, 0.5, 1.0),
         source="the paper sweeps gamma from 0.001 to 0.1; order: entropy is one of its three"),
     "klass": Decoder(

@@ -100,6 +100,15 @@ def test_a_full_board_costs_nothing(puzzles):
         assert torch.equal(tokens, full) and not stats["nfe"].any() and not stats["tokens"].any()
 
 
+def test_no_graph_is_kept(puzzles):
+    """Without a word from the caller: else every pass would stay in memory."""
+    task, start, _ = puzzles
+    knobs = {"k": 4, "order": "confidence"}
+    dials = Dials("", 1, 0, 1, 0.0, decoder="plain", knobs=knobs)
+    _, stats = decoders.decode(random_model(task), task, "mdm", start, dials, keys_for(start))
+    assert not any(values.requires_grad for values in stats.values())
+
+
 # -- the board and plain --
 
 

@@ -67,6 +67,10 @@ def test_sched_exits_by_its_schedule(schedule, g, found):
     assert passes("sched", Gaps(g), schedule=schedule) == found + 1
 
 
+def test_sched_counts_the_cells_to_be_found():
+    assert passes("sched", Gaps(5.1), given=8) == 5  # 4 of 8 is the first t of 0.48
+
+
 def test_sched_low():
     assert passes("sched", Gaps(2.0)) == 16
     assert passes("sched", Gaps(2.0), low=0.0) == 13  # 7.5 (1 - t) at t = 12 / 16 is 1.875

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from conftest import Oracle, ToyTask, empty, keys_for, task_config
+from conftest import ToyTask, empty, keys_for, task_config
 
 import decoders
 from data import make_task
@@ -73,10 +73,11 @@ def test_a_pass_takes_what_the_rule_says(name, knobs):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_rounds_to_certain_is_one_pass_but_not_at_the_null_knob(name):
-    """The oracle's largest p is 1.0 in fp32: "at least tau" would take all at tau = 1."""
+    """Largest p 1.0, H 0.0: with "at least tau" or "at most lam" all would go at the null knob."""
     start, answers = empty(TASK, 2), torch.arange(16).remainder(4).expand(2, -1)
+    model = Tables(200.0 * torch.nn.functional.one_hot(answers[0], 4))
     for knobs, passes in ((decoders.DECODERS[name].null, 16), ({}, 3 if name == "klass" else 1)):
-        board = Board(Oracle(TASK, start, answers), TASK, lambda t: None, start, keys_for(start))
+        board = Board(model, TASK, lambda turn: None, start, keys_for(start))
         assert sum(1 for _ in decoders.DECODERS[name].decode(board, **knobs)) == passes
         assert board.nfe.tolist() == [passes] * 2 and torch.equal(board.symbols, answers)
 
@@ -91,6 +92,9 @@ def test_order_of_the_fallback_and_of_the_prefix():
         for cell, order in enumerate(("confidence", "entropy", "margin")):
             taken = first_passes(name, [probs.log()], order=order, **knobs)
             assert taken.nonzero().flatten().tolist() == [cell]
+    # H of cell 1 is 0.70, of cell 0 0.83: it alone is below, and no fallback is added
+    taken = first_passes("med", [probs.log()], lam=0.75, order="confidence")
+    assert taken.nonzero().flatten().tolist() == [1]
 
 
 def test_klass_takes_what_is_sure_and_has_stopped_changing():
