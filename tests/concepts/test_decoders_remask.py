@@ -13,7 +13,8 @@ from decoders.remask import VIEWS, believe, committed, probes, remdm, shadows
 from objectives import OBJECTIVES
 
 # those that undo, each with knobs at which it does so without luck
-UNDOING = {"rcr": {}, "remdm": {"eta": 1.0}, "p2": {}, "saber": {}, "wino": {}}
+UNDOING = {"rcr": {}, "remdm": {"eta": 1.0}, "p2": {}, "saber": {},
+           "wino": {"tau1": 0.6}}
 SCHEDULED = ("rcr", "remdm", "p2")  # a fixed number of passes
 
 
@@ -191,11 +192,14 @@ def test_saber_commits_what_is_surer_than_the_mean_of_the_committed():
 
 
 def test_saber_undoes_what_fell_most():
-    """One fell from 1 to 0.6, one from 0.6 to 0.3: the first goes, and it alone: two are new."""
-    board = toy_board(0.6, 0.7, 0.9, 0.85, 0.75, 0.6)
-    board.commit(torch.arange(6) < 2, torch.tensor([[0, 1, 0, 0, 0, 0]]),
-                 torch.tensor([[1.0, 0.6, 0, 0, 0, 0]]))
-    assert decode(board, "saber", mu=1)[1].tolist() == [[2, 1, 0, 0, 2, 2]]
+    """Falls of 0, 0.3, 0.4: the last goes, and it alone, for two are new. Then nothing falls: the
+    first of equals goes."""
+    board = toy_board(0.6, 0.7, 0.6, 0.9, 0.85, 0.7, 0.6)
+    board.commit(torch.arange(7) < 3, torch.tensor([[0, 1, 0, 0, 0, 0, 0]]),
+                 torch.tensor([[0.6, 0.6, 1.0, 0, 0, 0, 0]]))
+    history = decode(board, "saber", mu=1)
+    assert history[1].tolist() == [[0, 1, 2, 0, 0, 2, 2]]
+    assert history[2].tolist() == [[2, 1, 0, 0, 0, 0, 2]]
 
 
 def test_wino_drafts_above_tau1_and_undoes_below_tau2():
@@ -207,6 +211,14 @@ def test_wino_drafts_above_tau1_and_undoes_below_tau2():
                      torch.ones(1, 4))
         history = decode(board, "wino", tau1=tau1, tau2=tau2)
         assert history[1].tolist() == [first] and board.undone.item() == undone
+
+
+def test_wino_drafts_and_undoes_only_so_many():
+    """At most 0.7 of what is unknown; then fewer than were drafted, the least believed of them."""
+    board = toy_board(*[0.95 - 0.04 * i for i in range(10)])
+    history = decode(board, "wino", tau1=0.5, tau2=0.99)
+    assert history[1].tolist() == [[0] * 7 + [2] * 3]
+    assert history[2].tolist() == [[0] + [2] * 6 + [0] * 3]
 
 
 # -- shadows --
