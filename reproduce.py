@@ -323,7 +323,7 @@ def example_board(results):
         dials, history = make_dials(config.objective, task, latents=n), []
         metrics, _, _ = evaluate(model, task, config.objective, dials, start, None, BOARD_SEED, cpu,
                                  nullcontext(), history=history)
-        cells = [tokens[0, task.P:].tolist() for tokens in history]
+        cells = [step.tokens[0, task.P:].tolist() for step in history]
         columns.append((title, cells, metrics["nfe"], metrics["tokens"]))
     found = report.load_results(results, order())
     return report.board(found, columns, BOARD_MOMENTS, task.N, BOARD_SEED)
