@@ -117,7 +117,8 @@ def test_a_trace_is_what_decode_did(name, objective, data_dir):
             assert (last or [[]])[-1][:7] == one["mistakes"][:7]
             assert references is None or one["reference"] == references[b].tolist()
             seconds = [step["seconds"] for step in one["steps"]]
-            assert seconds == sorted(seconds) and 0 <= seconds[0] <= seconds[-1] <= 5
+            assert seconds == sorted(seconds) and 0 <= seconds[0] < seconds[-1] <= 5
+        assert max(one["steps"][-1]["seconds"] for one in found["samples"]) == 5
 
 
 def test_decoding_is_the_same_with_and_without_a_history(data_dir):
