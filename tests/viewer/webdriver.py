@@ -26,7 +26,8 @@ def missing():
     """-> why there is no browser, or None."""
     names = [("chromium", "chromium-browser", "google-chrome"), ("chromedriver",)]
     lacking = [some[0] for some in names if not any(map(shutil.which, some))]
-    return f"no {' and no '.join(lacking)} here; install with: make viewer-test" if lacking else None
+    words = f"no {' and no '.join(lacking)} here; install with: make viewer-test"
+    return words if lacking else None
 
 
 class Browser:
@@ -53,8 +54,8 @@ class Browser:
 
     def call(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"},
-                                         method=method)
+        kind = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, data, kind, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a proxy
         try:
             with opener.open(request, timeout=60) as answer:
