@@ -24,6 +24,7 @@ from model import visible
 from objectives import make_dials
 from plumbing.cli import run
 from plumbing.trace import PLACE, embed, to_text, trace
+from webdriver import wait
 
 pytestmark = pytest.mark.skipif(webdriver.missing() is not None, reason=webdriver.missing() or "")
 
@@ -89,14 +90,6 @@ def page(browser):
     yield page
     assert browser.log() == []
     assert browser.run("return window.hacked === undefined")
-
-
-def wait(browser, script):
-    for _ in range(200):
-        if browser.run(script):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"never came true: {script}")
 
 
 def shot(browser, name):

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 
@@ -58,7 +59,7 @@ class Browser:
         request = urllib.request.Request(self.url + path, data, kind, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a proxy
         try:
-            with opener.open(request, timeout=60) as answer:
+            with opener.open(request, timeout=120) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as e:
             raise RuntimeError(json.load(e)["value"]["message"].splitlines()[0]) from None
@@ -126,3 +127,12 @@ class Browser:
     def picture(self, file):
         with open(file, "wb") as f:
             f.write(base64.b64decode(self.call("GET", "/screenshot")))
+
+
+def wait(browser, script):
+    """Until the script returns something true; a busy machine is given a minute."""
+    end = time.monotonic() + 60
+    while not browser.run(script):
+        if time.monotonic() > end:
+            raise AssertionError(f"never came true: {script}")
+        time.sleep(0.02)
