@@ -95,6 +95,7 @@ class Browser:
         return found[ELEMENT]
 
     def click(self, css):
+        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", css)
         self.call("POST", f"/element/{self.find(css)}/click", {})
 
     def pick(self, css, files):
