@@ -326,13 +326,13 @@ function dialsOf(board) {
            temperature: Number(live.temperature.value), seed: seed >= 0 && seed < 1e9 ? seed : 0 };
 }
 
-function decodeAll() {
+function decodeAll(follow = true) {
   live.boards.forEach((board) => { board.steps = []; });
-  decodeOn(live.boards);
+  decodeOn(live.boards, follow);
 }
 
-/** Decode these boards from where they are, a step at a time, showing each. */
-async function decodeOn(boards) {
+/** Decode these boards from where they are, a step at a time. follow: show each. */
+async function decodeOn(boards, follow = true) {
   const mine = ++live.run, { model } = live;
   const jobs = boards.map((board) => {
     const dials = dialsOf(board), start = live.start.map((s) => (s < 0 ? model.MASK : s));
@@ -357,7 +357,7 @@ async function decodeOn(boards) {
     }
     const done = Math.max(...jobs.map(({ board }) => board.steps.length));
     live.status.textContent = busy ? `pass ${done}` : "";
-    if (busy) now.step = done;
+    if (busy && follow) now.step = done;
     show();
   }
 }
@@ -368,10 +368,10 @@ function refresh(board, dials) {
   Object.assign(board.sample, read(json, board.sample.file)[0]);
 }
 
-/** Give a digit from the start (-1: take it back), on both boards. */
+/** Give a digit from the start (-1: take it back), on both boards; the page stays at the start. */
 function give(cell, symbol) {
   live.start[cell] = symbol;
-  decodeAll();
+  decodeAll(false);
 }
 
 /** In step t this symbol was to be committed here: then decode on. */

@@ -142,7 +142,7 @@ def test_a_visitor(page):
     assert page.run("return live.start.slice(0, 4)") == [-1, -1, -1, 2]
     assert page.run("return live.boards.map((b) => b.steps.length)") == [3, 3]
     assert page.run("return live.boards.map((b) => b.steps[0].tokens)") == [35, 37]  # n = 0, all
-    assert page.run("return now.step") == 3 and "of 3" in page.text("#where")
+    assert page.text("#where") == "step 0 of 3"  # there the next digit is given
     # at the first pass of the right board another digit
     page.run("location.hash = '#step=1'")
     webdriver.wait(page, "return now.step === 1")
