@@ -51,6 +51,7 @@ def browser(folder):
 def traces(folder, tiny_checkpoints, data_dir):
     """{name: file} of traces: all tasks, both layouts, all objectives, with and without latents."""
     jobs = {"none": [SIX, "--latents", "0", "--seed", "2"], "all": [SIX, "--seed", "2"],
+            "few": [SIX, "--order", "confidence", "--latents", "2"],
             "nine": [NINE, "--puzzle", PUZZLE], "prompt": [tiny_checkpoints["prompt9"]],
             "star": [tiny_checkpoints["star"], "--num", "2"], "ar": [tiny_checkpoints["ar"]],
             "mdm": [tiny_checkpoints["mdm"], "--num", "3"], "sidm": [tiny_checkpoints["sidm"]]}
@@ -169,7 +170,7 @@ def test_every_step_says_what_the_trace_says(page, traces, name):
     shot(browser, f"end-{name}")
 
 
-@pytest.mark.parametrize("name", ["none", "all", "prompt", "star", "mdm"])
+@pytest.mark.parametrize("name", ["few", "all", "prompt", "star", "mdm"])
 def test_a_cell_shows_its_distribution_and_whom_it_may_look_at(page, traces, name):
     """By mouse and by keyboard; who is looked at by the rule of model.visible."""
     found = json.loads(traces[name].read_text())
