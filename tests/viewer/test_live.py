@@ -129,6 +129,16 @@ def test_steps_are_those_of_sample_py(page, shipped, order, n, temperature):
 
 
 @needs_browser
+def test_certainty_is_that_of_sample_py(page):
+    probs = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
+    probs[0] = torch.tensor([0.0, 0, 1, 0, 0, 0])
+    for order in ("confidence", "margin", "entropy"):
+        found = page.run("return arguments[0].map((p) => certainty(p, arguments[1]))",
+                         probs.tolist(), order)
+        assert found == pytest.approx(certainty(probs, order).tolist(), abs=1e-6)
+
+
+@needs_browser
 def test_mistakes_are_said_as_here(page):
     task = type("Task", (), {"N": 6})
     generator = torch.Generator().manual_seed(0)

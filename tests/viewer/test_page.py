@@ -340,6 +340,28 @@ def test_a_page_that_holds_a_trace_can_be_opened_again(page, traces, folder):
     assert browser.text("#where") == "step 0 of 36"
 
 
+DROP = """
+const data = new DataTransfer();
+for (const [text, name] of arguments[0]) data.items.add(new File([text], name));
+document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true,
+                                                    cancelable: true }));
+"""
+
+
+def test_files_are_dropped(page, traces):
+    """Traces, pages that hold one, pages that hold none, and what is too large to look at."""
+    browser, text = page(), traces["none"].read_text()
+    browser.run(DROP, [[text, "a.json"], [embed(text, PLACE), "b.html"]])
+    wait(browser, "return shelf.length === 2")
+    assert browser.text("#shelf").split("\n")[0].endswith(" · a.json")
+    for dropped, words in (("<html></html>", "c.html is no JSON"),
+                           ("x" * 20_000_001, "c.html is larger than 20 MB")):
+        browser.run(DROP, [[dropped, "c.html"]])
+        wait(browser, "return !document.getElementById('message').hidden")
+        wait(browser, f"return document.getElementById('message').textContent.includes('{words}')")
+    assert browser.run("return shelf.length") == 2
+
+
 # -- looks --
 
 
