@@ -1,5 +1,6 @@
 # make        set up a virtual environment in .venv and run the demo (minutes on two CPU cores)
 # make test   set up and run the tests
+# make viewer-test   the page's tests, in a browser that it installs (Debian, Ubuntu; as root)
 # Both are safe to repeat: what is there already is not done again. make clean removes what they made.
 
 PYTHON ?= python3
@@ -10,6 +11,10 @@ demo: .venv/ready
 test: .venv/ready
 	.venv/bin/python -m pytest
 
+viewer-test: .venv/ready
+	command -v chromedriver || (apt-get update && apt-get install -y chromium chromium-driver)
+	.venv/bin/python -m pytest tests/viewer
+
 # The stamp is written last, so an installation that was interrupted is done again.
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -19,4 +24,4 @@ test: .venv/ready
 clean:
 	rm -rf .venv out data/cache
 
-.PHONY: demo test clean
+.PHONY: demo test viewer-test clean

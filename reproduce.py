@@ -30,12 +30,14 @@ from decoders import compare
 from likelihood import floor_nats, held_out_nats
 from objectives import make_dials, show_count
 from plumbing import report
+from plumbing.animate import animate
 from plumbing.checkpoint import (load_checkpoint, load_model, read_log, replace_file,
                                  save_checkpoint, write_text)
 from plumbing.cli import (ALL, DEVICES, BadInput, Parser, choose_device, end, number, path,
                           printable, run, say)
 from plumbing.memory import peak_memory_gb, watch_memory
 from plumbing.show import load_puzzles
+from plumbing.trace import trace
 from sample import evaluate
 from train import train
 
@@ -334,20 +336,29 @@ def order():
     return {preset: [r.name for r in runs] for preset, runs in FINDINGS.items()}
 
 
-def example_board(results):
-    """One board of the shipped checkpoint, without and with latents -> Markdown.
+def example_decodes():
+    """One board of the shipped checkpoint, without and with latents -> task, and for each its
+    title, the steps, metrics and the trace.
 
     On the CPU whatever --device says, so that it is the same board everywhere.
     """
-    cpu, columns = torch.device("cpu"), []
+    cpu, found = torch.device("cpu"), []
     model, task, config = load_model(HERE / DIAL_FILE, cpu)
     start, _ = task.test_set(1)
     for title, n in (("n = 0: no latents", 0), ("n = all: all latents", ALL)):
         dials, history = make_dials(config.objective, task, latents=n), []
-        metrics, _, _ = evaluate(model, task, config.objective, dials, start, None, BOARD_SEED, cpu,
-                                 nullcontext(), history=history)
-        cells = [tokens[0, task.P:].tolist() for tokens in history]
-        columns.append((title, cells, metrics["nfe"], metrics["tokens"]))
+        metrics, answers, stats = evaluate(model, task, config.objective, dials, start, None,
+                                           BOARD_SEED, cpu, nullcontext(), history=history)
+        shown = trace(task, start, None, history, answers, stats, {})
+        found.append((title, history, metrics, shown))
+    return task, found
+
+
+def example_board(results):
+    """That board at a few moments, without and with latents -> Markdown."""
+    task, decodes = example_decodes()
+    columns = [(title, [step.tokens[0, task.P:].tolist() for step in history], metrics["nfe"],
+                metrics["tokens"]) for title, history, metrics, _ in decodes]
     found = report.load_results(results, order())
     return report.board(found, columns, BOARD_MOMENTS, task.N, BOARD_SEED)
 
@@ -371,6 +382,9 @@ def parse_args(argv):
                    help="write tables and board into RESULTS.md and README.md; no training")
     p.add_argument("--figures", action="store_true",
                    help="draw the figures into the results folder; no training")
+    p.add_argument("--animate", action="store_true",
+                   help="draw that board being filled, step by step, as latents.gif into the "
+                   "results folder; no training")
     p.add_argument("--results", type=path, default=str(HERE / "results"), metavar="DIR",
                    help="results folder; default: results/ beside this program")
     p.add_argument("--out", type=path, default="out", metavar="DIR",
@@ -389,7 +403,7 @@ def parse_args(argv):
 
 
 def show_results(args):
-    """--table, --boards, --write, --figures: from the results folder alone."""
+    """--table, --boards, --write, --figures, --animate: from the results folder alone."""
     texts = {}
     if args.table or args.write:
         texts.update(report.tables(args.results, order()))
@@ -405,6 +419,10 @@ def show_results(args):
     if args.figures:
         for file in report.figures(report.load_results(args.results, order()), args.results):
             print(f"drew {printable(file, 200)}")
+    if args.animate:
+        file = Path(args.results) / "latents.gif"
+        animate([(title, shown) for title, *_, shown in example_decodes()[1]], file)
+        print(f"drew {printable(file, 200)}")
 
 
 def chosen_runs(args):
@@ -422,12 +440,12 @@ def chosen_runs(args):
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.table or args.boards or args.write or args.figures:
+    if args.table or args.boards or args.write or args.figures or args.animate:
         show_results(args)
         return
     if not args.preset:
         raise BadInput(f"nothing to do; give --preset ({', '.join(sorted(FINDINGS))}), --table, "
-                       "--boards, --write or --figures")
+                       "--boards, --write, --figures or --animate")
     runs, out = chosen_runs(args), printable(args.out, 200)
     print(f"preset {args.preset}, {choose_device(args.device)[2]}", flush=True)
     for r in runs:

@@ -30,6 +30,7 @@ from plumbing.checkpoint import load_model
 from plumbing.cli import choose_device, end, run, say
 from plumbing.randomness import sample_keys, uniform
 from plumbing.show import answers_to_file, parse_sample_args, read_request, show, use_color
+from plumbing.trace import Step, next_token_step, room, write
 
 # --------------------------------------------------------------------------------------------------
 # The sampler
@@ -110,7 +111,7 @@ def decode(model, task, objective, start, dials, keys, history=None):
     start (B, S), MASK where a cell is to be found; keys (B,) from sample_keys(). Returns tokens (B,
     S) and stats, each (B,): nfe: forward passes; tokens: pairs summed over passes; confidence: the
     largest probability at each cell when it was committed, averaged. history: a list that receives
-    the (B, S) tokens after each step. For next-token objectives see decode_next_token(). In the
+    a plumbing.trace.Step per pass. For next-token objectives see decode_next_token(). In the
     released code of arXiv 2602.03769 candidate j also sees the j - 1 candidates before it; here
     candidates see known cells, latents and themselves only.
     """
@@ -134,7 +135,8 @@ def decode(model, task, objective, start, dials, keys, history=None):
         present, rank, turn = arrange(tokens[:rows], task, rule, dials, u, c, n, width,
                                       uniform(keys[:rows], 2 * step, A))
         # 2. predict the candidates
-        logits = model(tokens[:rows].gather(1, present), present, rank)[:, -c_most:].float()
+        predicted = model(tokens[:rows].gather(1, present), present, rank)  # (B, T, K)
+        logits = predicted[:, -c_most:].float()
         probs = logits.softmax(dim=-1)  # (B, c, K)
         # 3. choose k of them, but no seat in which a sample has no candidate
         valid = (turn[:, -c_most:] > n).expand(rows, -1)  # (B, c)
@@ -151,7 +153,8 @@ def decode(model, task, objective, start, dials, keys, history=None):
         tokens = torch.cat([tokens[:rows].scatter(1, where, symbols), tokens[rows:]])
         sure[:rows] += (probs.amax(dim=-1).gather(1, pick) * valid).sum(dim=1)
         if history is not None:
-            history.append(tokens[back])
+            history.append(Step(tokens[back], present, rank, predicted, rows=order[:rows],
+                                candidate=turn[:, -c_most:] > n))
     cost = {u: sum(P + size[v] for v in range(u, 0, -k)) for u in set(counts)}
     return tokens[back], {
         "nfe": (-(-unknown // k))[back],
@@ -184,7 +187,7 @@ def decode_next_token(model, task, objective, start, temperature, keys, use_cach
         pairs += new.shape[1]
         fed = T if use_cache else 0
         if history is not None:
-            history.append(torch.cat([tokens, start[:, T + 1:]], dim=1))
+            history.append(next_token_step(tokens, start, rank, logits, new.shape[1]))
     one = torch.ones(len(start), dtype=torch.long, device=start.device)
     return tokens, {"nfe": one * task.A, "tokens": one * pairs, "confidence": sure / task.A}
 
@@ -271,7 +274,7 @@ def main(argv=None):
         return
     start, references, dials = read_request(args, task, config)
     say(reason)
-    history = [] if len(start) == 1 and not args.json else None
+    history = room(args, len(start))
     metrics, answers, stats = evaluate(model, task, config.objective, dials, start, references,
                                        args.seed, device, autocast, history=history,
                                        restarts=args.restarts)
@@ -283,6 +286,8 @@ def main(argv=None):
     report = {"task": task.name, "objective": config.objective, "params": model.num_params(),
               **metrics, **asdict(dials), **counts, "restarts": args.restarts, "seed": args.seed,
               "device": str(device)}
+    if args.trace:
+        write(args.trace, task, start, references, history, answers, stats, report)
     if args.json:
         print(json.dumps(report))
     else:

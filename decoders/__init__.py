@@ -14,6 +14,7 @@ from decoders import (block, cache, draft_verify, early_exit, infill, lookahead,
 from decoders.board import Board
 from objectives import OBJECTIVES, make_dials
 from plumbing.cli import BadInput, printable
+from plumbing.trace import Step
 
 DECODERS = {
     **plain.DECODERS,
@@ -105,10 +106,25 @@ def decode(model, task, objective, start, dials, keys, history=None):
 
 
 def finish(board, loop, history=None):
-    """Run a decoder, or any loop over a Board, to its end -> tokens and stats as decode()."""
+    """Run a decoder, or any loop over a Board, to its end -> tokens and stats as decode().
+
+    history: a list that receives a plumbing.trace.Step after every change of the board.
+    """
+    tokens, fed, nfe = board.tokens.clone(), board.fed.clone(), board.nfe.clone()
     for _ in loop:
-        if history is not None:
-            history.append(board.tokens.clone())
+        if history is None:
+            continue
+        rows = ((board.tokens != tokens).any(dim=1) | (board.fed != fed)).nonzero().flatten()
+        rank = board.rank(tokens)  # as the model saw it; what a block leaves out is nobody's
+        if board.absent is not None:
+            rank = torch.zeros_like(tokens) if rank is None else rank
+            absent = torch.nn.functional.pad(board.absent, (board.task.P, 0))
+            rank = rank.float().masked_fill(absent, torch.inf)
+        history.append(Step(
+            board.tokens.clone(), board.positions[None], rank if rank is None else rank[rows],
+            board.logits[rows], cells=board.positions[None, board.task.P:], rows=rows,
+            fed=(board.fed - fed)[rows], passes=(board.nfe - nfe)[rows]))
+        tokens, fed, nfe = board.tokens.clone(), board.fed.clone(), board.nfe.clone()
     found = ~board.given
     confidence = (board.sure * found).sum(dim=1) / found.sum(dim=1).clamp(min=1)
     return board.tokens, {

@@ -37,6 +37,7 @@ def look_without(board, absent):
     Seats are filled from the left; an empty one has rank +inf: nobody sees it, nobody pays for it.
     """
     P, rows = board.task.P, board.unfinished()
+    board.absent = absent
     present = torch.nn.functional.pad(~absent[rows], (P, 0), value=True)  # (R, S)
     seats = present.sum(dim=1)  # (R,)
     positions = (~present).long().argsort(dim=1, stable=True)[:, :seats.max()]  # (R, T)

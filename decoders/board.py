@@ -48,6 +48,8 @@ class Board:
         self.nfe, self.fed, self.undone = torch.zeros(3, B, dtype=torch.long, device=device)
         self.once_right = torch.zeros(B, dtype=torch.bool, device=device)
         self.start, self.steps = start, 0
+        self.logits = None  # (B, A, K) of the last draw, for whoever keeps the history
+        self.absent = None  # (B, A) cells that were left out of the last pass; None: none were
 
     @property
     def unknown(self):
@@ -95,6 +97,7 @@ class Board:
 
     def draw(self, logits):
         """(B, A, K) -> symbols (B, A): the likeliest at T = 0, else sampled."""
+        self.logits = logits
         noise = uniform(self.keys, 2 * self.steps + 1, *logits.shape[1:])
         return draw(logits, self.temperature, noise)
 

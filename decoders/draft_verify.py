@@ -48,6 +48,7 @@ def freedave(board, drafts=4):
             agree = agree & cells.any(dim=1) & (step == chain[j, :, task.P:]).all(dim=1)
             if not agree.any():
                 break
+            board.logits = logits
             board.commit(cells & agree.unsqueeze(1), symbols, logits.softmax(dim=-1).amax(dim=-1))
             logits, done = seen[j].where(agree.view(-1, 1, 1), logits), done + agree
             yield

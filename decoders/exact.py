@@ -143,7 +143,8 @@ def measure(task, support, name, knobs, num, seed, traced=100):
               "tv": total_variation(counts, num).item(),
               **{s: stats[s].double().mean().item() for s in ("nfe", "tokens", "undone")}}
     if name in BOUNDED:
-        boards = [board[:traced, task.P:] for board in [start, *history]]
+        boards = [board[:traced, task.P:] for board in
+                  [start, *(step.tokens for step in history)]]
         error, bound = run_errors(boards[0], boards[1:], support, task.K)
         report.update(error_nats=error.sum(dim=0).mean().item(),
                       bound_nats=bound.sum(dim=0).mean().item(),

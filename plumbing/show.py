@@ -9,6 +9,7 @@ from data.files import read_text
 from objectives import OBJECTIVES, ORDERS, make_dials
 from plumbing.checkpoint import write_text
 from plumbing.cli import DEVICES, BadInput, Parser, number, path, printable, say
+from plumbing.trace import MOST
 
 
 def parse_sample_args(description, argv):
@@ -25,6 +26,8 @@ def parse_sample_args(description, argv):
                    help="a file of puzzles; README.md lists the formats")
     p.add_argument("--answers", type=path, metavar="FILE",
                    help="write puzzle, answer, solved and confidence there, one line each")
+    p.add_argument("--trace", type=path, metavar="FILE", help="write every step there, for "
+                   f"viewer/viewer.html, as .json or as a page (.html); at most {MOST} samples")
     p.add_argument("--latents", type=number(0, all_=True), metavar="N|all",
                    help="scdm: latent tokens, redrawn each step; default all")
     p.add_argument("--window", type=number(1, all_=True), metavar="W|all",
@@ -61,6 +64,9 @@ def parse_sample_args(description, argv):
     if args.knob and not args.decoder:
         raise BadInput(f"--knob {printable(args.knob[0])} needs a --decoder; --decoder list shows "
                        "them")
+    for flag, given in (("--bound", args.bound), ("--restarts", args.restarts)):
+        if args.trace and given:
+            raise BadInput(f"--trace shows one decode, which {flag} is not; leave one of them out")
     return args
 
 
@@ -157,8 +163,8 @@ def show(task, start, answers, history, stats, report, color):
     for s in range(min(len(start), 5)):
         before = start[s, task.P:]
         if len(start) == 1:
-            for step, tokens in enumerate(history, 1):
-                now = tokens[s, task.P:].cpu()
+            for step, record in enumerate(history, 1):
+                now = record.tokens[s, task.P:].cpu()
                 board = task.render(start[s], now, before, color)
                 print(f"step {step} of {len(history)}\n{board}\n")
                 before = now

@@ -34,7 +34,7 @@ def run(model, task, start, name, knobs=None, temperature=0.0, objective="mdm", 
     with torch.no_grad():
         tokens, stats = decoders.decode(model, task, objective, start, dials,
                                         keys_for(start, seed), history)
-    return tokens, stats, history
+    return tokens, stats, [step.tokens for step in history]
 
 
 @pytest.mark.parametrize("temperature", (0.0, 1.0))

@@ -22,7 +22,7 @@ def run(model, task, start, temperature=0.0, **knobs):
     dials = Dials("", 1, 0, 1, temperature, decoder="infill", knobs=knobs)
     tokens, stats = decoders.decode(model, task, "mdm", start, dials, keys_for(start), history)
     assert not stats["confidence"].requires_grad  # gradients of every pass would fill the memory
-    return tokens, stats, history
+    return tokens, stats, [step.tokens for step in history]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ def test_the_example_works_as_it_stands(data_dir, monkeypatch):
                         ("ramp", {"share": 0.5})):
         dials, history = Dials("", 1, 0, 1, 1.0, decoder=name, knobs=knobs), []
         _, stats = decoders.decode(model, task, "mdm", start, dials, keys_for(start), history)
-        done[name, knobs.get("share")] = torch.stack(history), stats["nfe"]
+        boards = torch.stack([step.tokens for step in history])
+        done[name, knobs.get("share")] = boards, stats["nfe"]
     assert torch.equal(done["plain", None][0], done["ramp", 0.0][0])
     unknown = task.blanks(start).sum(dim=1).tolist()
     assert done["ramp", 0.5][1].tolist() == [n.bit_length() for n in unknown]  # halves, rounded up

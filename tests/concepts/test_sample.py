@@ -79,7 +79,7 @@ def test_oracle_solves_with_every_sampler(objective, layout, data_dir):
         expected = [cost(u, task.P, 81, dials) for u in unknown]
         assert list(zip(stats["nfe"].tolist(), stats["tokens"].tolist())) == expected
         before = start
-        for step, now in enumerate(history, 1):
+        for step, now in enumerate((record.tokens for record in history), 1):
             was_known = before != task.MASK
             assert torch.equal(now[was_known], before[was_known])
             left = (now == task.MASK).sum(dim=1).tolist()
@@ -186,7 +186,7 @@ def test_orders_pick_the_cell_they_name(order, expected):
         return probs.log()[(positions - 1).clamp(min=0)].expand(*tokens.shape, 4)
     history, start = [], torch.tensor([[0, 5, 5, 5, 5]])
     decode(model, Task, "mdm", start, Dials(order, ALL, ALL, 1, 0.0), keys_for(start), history)
-    assert (history[0][0, 1:] != Task.MASK).nonzero().item() == expected
+    assert (history[0].tokens[0, 1:] != Task.MASK).nonzero().item() == expected
 
 
 class Spy:

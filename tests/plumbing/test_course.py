@@ -212,8 +212,6 @@ OTHERWISE = {
         logits = model(tokens[:, lo:i], torch.arange(lo, i).expand(B, -1), r, cache=cache)[:, -1]
         tokens[:, i] = draw(logits, temperature, uniform(keys, i - P, task.K))
         sure, pairs = sure + logits.softmax(-1).max(-1).values, pairs + i - lo
-        if history is not None:
-            history.append(tokens.clone())
     full = lambda x: torch.full((B,), x)
     return tokens, {"nfe": full(A), "tokens": full(pairs), "confidence": sure / A}
 """,

@@ -1,0 +1,274 @@
+"""What a decode did, step by step: the record of one step, and the file that the viewer shows.
+
+    B batch   P prompt positions   A answer positions   S = P + A   K answer symbols
+    R samples that took part in a step   T tokens in its forward pass   Q cells that it predicted
+
+`decode(..., history)` appends a Step per forward pass; write() turns them into a TRACE: FILE.json,
+or FILE.html, which is viewer/viewer.html with the same text inside. JSON, one step per line:
+
+    format, version  "nanolatent trace", 1; the number rises when the meaning of a field changes
+    task             {name, kind "board" or "path", P, A}; a board: side, box [rows, columns];
+                     a path: walk, the pairs of cells that are one edge of the answer
+    symbols          the K answer symbols as text; everywhere else a symbol is its number 0..K-1
+    about            {objective, params, order, latents, temperature, seed, ...}: words and numbers
+    samples          a list of
+        prompt       the puzzle as text
+        start        A symbols that are known from the start, -1 for what is to be found
+        given        the same, with the givens that only a prompt shows (layout "prompt")
+        edges, ends  paths only: [[a, b], ...] and [start, goal], as symbols
+        reference    A symbols, or null where there is none
+        solved, mistakes [sentences], nfe, tokens    of the answer
+        steps        a list of
+            who      a letter for each of the S positions: k known, l latent, c candidate for being
+                     committed, "." not in the pass, n predicted where its predecessor stands
+                     (next-token models: it is not in the pass itself)
+            rank     null: everything sees everything; "causal": 1, 2, 3, ... ; or a list, for the
+                     k, l and c of `who` in their order (model.visible says who looks at whom)
+            probs    base64 of K uint8 for each l, c and n in their order: 255 is probability 1
+                     (before any temperature)
+            entropy  base64 of a uint8 for each of them: 255 is log K nats
+            set      [[cell, symbol], ...] committed in this step; cells are numbered 0..A-1
+            undone   [cell, ...] whose symbol was taken away; if it was replaced it is in set, too
+            tokens   pairs that were fed in this step;  passes: forward passes
+            seconds  since decoding began (of the whole batch), or null where nobody measured
+            mistakes sentences, where they are others than after the step before; at most 8
+
+A trace is input to the page, which believes none of it: every field is checked there again.
+"""
+import base64
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from data.puzzles import BOX
+from model import CAUSAL
+from plumbing.checkpoint import write_text
+from plumbing.cli import BadInput, printable
+
+FORMAT, VERSION = "nanolatent trace", 1
+MOST = 16  # samples in one trace
+PAGE = Path(__file__).parents[1] / "viewer" / "viewer.html"
+PLACE = '<script type="application/json" id="trace"></script>'  # where the page takes its data
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass of B samples, and what came of it. "R or 1": one row may stand for all."""
+    tokens: torch.Tensor     # (B, S) after the step, MASK where unknown
+    present: torch.Tensor    # (R or 1, T) positions that were in the pass
+    rank: object             # (R or 1, T) +inf: an empty seat; None: everything sees everything;
+                             # or CAUSAL
+    logits: torch.Tensor     # (R, Q, K)
+    cells: torch.Tensor = None      # (R or 1, Q) positions the logits are about; None: `present`
+    rows: torch.Tensor = None       # (R,) which of the B samples took part; None: all of them
+    candidate: torch.Tensor = None  # (R or 1, C) bool, of the last C of `present`: may it be
+                                    # committed now? None: all may
+    fed: object = None       # pairs that went through the model, int or (R,); None: T less the
+                             # empty seats. (With a cache more are seen than fed.)
+    passes: object = 1       # forward passes, int or (R,)
+    at: float = field(default_factory=time.perf_counter)  # when it was done
+
+
+def next_token_step(tokens, start, rank, logits, fed):
+    """The Step of next-token decoding: it sees all before a cell, and predicts that cell alone.
+
+    tokens (B, T + 1), of which the last is new; start (B, S); rank (S,) or CAUSAL; logits (B, K).
+    """
+    last = tokens.shape[1] - 1
+    whole = torch.cat([tokens, start[:, last + 1:]], dim=1)  # (B, S)
+    seen = torch.arange(last, device=start.device).unsqueeze(0)  # (1, T)
+    rank = rank if rank is CAUSAL else rank[:last].unsqueeze(0)
+    return Step(whole, seen, rank, logits.unsqueeze(1), cells=torch.full_like(seen[:, :1], last),
+                fed=fed)
+
+
+def room(args, num):
+    """sample.py's arguments, number of samples -> history: an empty list, or None: not wanted.
+
+    Raises BadInput for more samples than a trace holds.
+    """
+    if args.trace and num > MOST:
+        raise BadInput(f"--trace takes at most {MOST} samples, not {num}; give --num {MOST}")
+    return [] if args.trace or num == 1 and not args.json else None
+
+
+def write(file, task, start, references, history, answers, stats, about):
+    """Write the trace of one decoded batch, as JSON or (FILE.html) as a page. Raises BadInput.
+
+    start (B, S); references (B, A), a row of -1 where there is none, or None; history: Steps;
+    answers (B, A); stats (B,) each, with nfe, tokens, solved; about: a dict of plain values, with
+    seconds: what the whole batch took, or None.
+    """
+    text = to_text(trace(task, start, references, history, answers, stats, about))
+    if str(file).lower().endswith((".html", ".htm")):
+        text = embed(text, PLACE)
+    write_text(file, text)
+
+
+def trace(task, start, references, history, answers, stats, about):
+    """-> the trace as a dict; see write() and the head of this file."""
+    samples = []
+    for b in range(len(start)):
+        reference = None if references is None or references[b, 0] < 0 else references[b].tolist()
+        samples.append({
+            "prompt": task.format(start[b]), **layout(task, start[b]), "reference": reference,
+            "solved": bool(stats["solved"][b]), "mistakes": task.mistakes(start[b], answers[b]),
+            "nfe": int(stats["nfe"][b]), "tokens": int(stats["tokens"][b]),
+            "steps": steps_of(task, start[b], history, b, about.get("seconds"))})
+    return {"format": FORMAT, "version": VERSION, "task": geometry(task),
+            "symbols": [task.encoding.decode([i]) for i in range(task.K)],
+            "about": about, "samples": samples}
+
+
+def geometry(task):
+    """What the page must know to draw an answer."""
+    shape = {"name": task.name, "P": task.P, "A": task.A}
+    if hasattr(task, "N"):
+        return {**shape, "kind": "board", "side": task.N, "box": BOX[task.N]}
+    walk = task.steps(torch.arange(task.A).unsqueeze(0))[0].tolist()
+    return {**shape, "kind": "path", "walk": walk}
+
+
+def layout(task, start):
+    """What is known of one sample from the start (S,)."""
+    known = start[task.P:].masked_fill(start[task.P:] == task.MASK, -1).tolist()
+    if hasattr(task, "N"):
+        return {"start": known, "given": task.givens(start.unsqueeze(0))[0].tolist()}
+    prompt = start[:task.P].tolist()
+    return {"start": known, "given": known, "ends": prompt[-2:],
+            "edges": [prompt[i:i + 2] for i in range(0, task.P - 2, 2)]}
+
+
+def steps_of(task, start, history, b, total_seconds):
+    """The steps of sample b, which began at start (S,)."""
+    before, told, steps = start.tolist(), [], []
+    for step in history:
+        rows = range(len(step.tokens)) if step.rows is None else step.rows.tolist()
+        if b not in rows:
+            continue
+        after, r = step.tokens[b].tolist(), list(rows).index(b)
+        mistakes = task.mistakes(start, step.tokens[b, task.P:].cpu())
+        entry = {**seats_of(task, before, step, r), **changes(task, before, after),
+                 "passes": number_of(step.passes, r),
+                 "seconds": seconds_of(step, history, total_seconds)}
+        if mistakes != told:
+            more = [f"and {len(mistakes) - 7} more"] if len(mistakes) > 8 else []
+            entry["mistakes"] = mistakes[:7] + more if more else mistakes
+        steps.append(entry)
+        before, told = after, mistakes
+    return steps
+
+
+def row_of(values, r):
+    """Row r of (R or 1, ...), on the CPU."""
+    return values[r if len(values) > 1 else 0].cpu()
+
+
+def number_of(value, r):
+    """An int, or that of row r of (R,)."""
+    return int(value[r]) if isinstance(value, torch.Tensor) else value
+
+
+def seats_of(task, before, step, r):
+    """Who was in the pass of row r, their ranks, and what was predicted for the unknown."""
+    present = row_of(step.present, r)  # (T,)
+    cells = present if step.cells is None else row_of(step.cells, r)  # (Q,)
+    rank = row_of(step.rank, r) if isinstance(step.rank, torch.Tensor) else None
+    taken = torch.ones(len(present), dtype=torch.bool) if rank is None else rank != math.inf
+    candidate = torch.ones(len(present), dtype=torch.bool)
+    if step.candidate is not None:
+        candidate[:] = False
+        candidate[-step.candidate.shape[1]:] = row_of(step.candidate, r)
+    who, ranks, about, in_pass = ["."] * task.S, {}, {}, set(present.tolist())
+    for t, position in enumerate(present.tolist()):
+        if taken[t]:
+            unknown = "c" if candidate[t] else "l"
+            who[position] = unknown if before[position] == task.MASK else "k"
+            ranks[position] = None if rank is None else rank[t].item()
+    for q, position in enumerate(cells.tolist()):
+        if step.cells is None and not taken[q]:
+            continue
+        if position not in in_pass and before[position] == task.MASK:
+            who[position] = "n"
+        about[position] = q
+    predicted = [about[position] for position in range(task.S) if who[position] in "lcn"]
+    ranks = [plain(ranks[p]) for p in range(task.S) if who[p] in "klc"]
+    fed = int(taken.sum()) if step.fed is None else number_of(step.fed, r)
+    return {"who": "".join(who), "tokens": fed,
+            "rank": CAUSAL if step.rank is CAUSAL else None if rank is None else ranks,
+            **distributions(row_of(step.logits, r)[predicted].float())}
+
+
+def plain(rank):
+    """A rank as a number of JSON: whole ones without a point."""
+    return int(rank) if rank is not None and rank == int(rank) else rank
+
+
+def distributions(logits):
+    """logits (q, K) -> their probabilities and entropies, in bytes."""
+    probs = logits.softmax(dim=-1)
+    entropy = -torch.special.xlogy(probs, probs).sum(dim=-1) / math.log(max(2, logits.shape[-1]))
+    return {"probs": in_bytes(probs), "entropy": in_bytes(entropy)}
+
+
+def in_bytes(values):
+    """Numbers from 0 to 1 -> base64 of uint8."""
+    values = (255 * values).round().clamp(0, 255).to(torch.uint8)
+    return base64.b64encode(values.numpy().tobytes()).decode("ascii")
+
+
+def changes(task, before, after):
+    """Tokens (S,) before and after a step -> what was committed, and what was undone."""
+    cells = range(task.P, task.S)
+    return {"set": [[p - task.P, after[p]] for p in cells
+                    if after[p] not in (before[p], task.MASK)],
+            "undone": [p - task.P for p in cells if before[p] not in (after[p], task.MASK)]}
+
+
+def seconds_of(step, history, total):
+    """Seconds since decoding began: all of them, less what came after this step.
+
+    A GPU is not waited for after each step, so there nobody knows.
+    """
+    if total is None or step.tokens.device.type != "cpu":
+        return None
+    return round(max(0.0, total - (history[-1].at - step.at)), 4)
+
+
+# --------------------------------------------------------------------------------------------------
+# Text
+
+
+def to_text(trace):
+    """A trace as JSON, each step on a line of its own, in ASCII."""
+    def dump(value):
+        return json.dumps(value, separators=(",", ":"))
+
+    samples = []
+    for sample in trace["samples"]:
+        head = {name: value for name, value in sample.items() if name != "steps"}
+        steps = ",\n".join(map(dump, sample["steps"]))
+        samples.append(f'{dump(head)[:-1]},"steps":[\n{steps}]}}')
+    head = {name: value for name, value in trace.items() if name != "samples"}
+    return f'{dump(head)[:-1]},"samples":[\n' + ",\n".join(samples) + "]}\n"
+
+
+def embed(text, place, page=None):
+    """JSON text into the page, at the empty script element `place` -> HTML. Raises BadInput.
+
+    With "<" written as an escape nothing in the data can end the script or begin another.
+    """
+    if page is None:
+        try:
+            page = PAGE.read_text(encoding="utf-8")
+        except OSError as e:
+            raise BadInput(f"cannot read {printable(PAGE, 200)}: {e.strerror}; write the trace as "
+                           ".json") from None
+    if page.count(place) != 1:
+        raise BadInput(f"{printable(PAGE, 200)} has no place for data; write the trace as .json")
+    opening = place.removesuffix("</script>")
+    return page.replace(place, opening + text.replace("<", "\\u003c") + "</script>")

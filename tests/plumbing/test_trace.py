@@ -1,0 +1,332 @@
+"""Traces: equal to what decode() really did, small, refused where they make no sense, and inert.
+
+    B batch   P prompt   A answer cells   S = P + A   K symbols
+"""
+import base64
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import decoders
+import sample
+from conftest import PUZZLE, keys_for, random_model, task_config
+from data import make_task
+from model import CAUSAL
+from mtp import next_token_ranks
+from objectives import OBJECTIVES, Dials, make_dials
+from plumbing.cli import ALL, BadInput, run
+from plumbing.trace import MOST, PLACE, Step, embed, to_text, trace
+from sample import decode, decode_next_token, evaluate
+
+ROOT = Path(__file__).parents[2]
+SIX = ROOT / "results/demo-dial/scdm-seed0.pt"
+NINE = ROOT / "results/sudoku9-cpu/mdm-seed0.pt"
+GRAPH = "1,2|2,3|1,4|4,5/1,3"
+
+
+def traced(task, objective, start, dials, model, references=None):
+    """Decode start (B, S) -> its trace as the page reads it, tokens (B, S), stats."""
+    history = []
+    if OBJECTIVES[objective].next_token:
+        tokens, stats = decode_next_token(model, task, objective, start, dials.temperature,
+                                          keys_for(start), history=history)
+    else:
+        tokens, stats = decode(model, task, objective, start, dials, keys_for(start), history)
+    answers = tokens[:, task.P:]
+    stats["solved"] = task.check(start, answers)
+    about = {"objective": objective, "seconds": 5.0}
+    text = to_text(trace(task, start, references, history, answers, stats, about))
+    return json.loads(text), tokens, stats
+
+
+def bytes_of(text):
+    return torch.tensor(list(base64.b64decode(text)))
+
+
+def check_step(model, task, objective, before, step):
+    """The trace alone says who was there and who looked at whom: predict again, from scratch."""
+    at = torch.tensor([s for s, letter in enumerate(step["who"]) if letter in "klc"])
+    rank = CAUSAL if step["rank"] == "causal" else step["rank"]
+    rank = torch.tensor(rank) if isinstance(rank, list) else rank
+    logits = model(before[at].unsqueeze(0), at, rank)[0]  # (T, K)
+    if objective == "ar":
+        assert step["who"].count("n") == 1 and step["who"].index("n") == len(at)
+        logits = logits[-1:]
+    else:
+        assert "n" not in step["who"]
+        assert all((before[s] == task.MASK) == (step["who"][s] in "lc") for s in at.tolist())
+        logits = logits[before[at] == task.MASK]
+    probs = logits.softmax(dim=-1).double()  # (q, K)
+    entropy = -(probs * probs.log()).sum(dim=-1) / math.log(task.K)
+    assert step["probs"] and len(bytes_of(step["entropy"])) == len(probs)
+    assert (bytes_of(step["probs"]).view(-1, task.K) - 255 * probs).abs().max() <= 0.51
+    assert (bytes_of(step["entropy"]) - 255 * entropy).abs().max() <= 0.51
+
+
+def task_of(name, data_dir):
+    if name == "star":
+        return make_task(task_config("star", path_len=4, labels=9, data_dir=data_dir))
+    if name == "planning":
+        return make_task(task_config("planning", data_dir=data_dir))
+    kind, _, layout = name.partition("/")
+    return make_task(task_config(kind, layout=layout or "inplace", data_dir=data_dir))
+
+
+DIALS = {"mdm": [Dials("confidence", ALL, ALL, 1, 0.0), Dials("random", 2, ALL, 2, 1.0)],
+         "sidm": [Dials("random", 1, 0, 1, 1.0), Dials("margin", 4, 0, 2, 0.0)],
+         "scdm": [Dials("entropy", 3, n, k, 0.0) for n, k in ((0, 1), (2, 3), (ALL, 1))],
+         "mtp": [Dials("left_to_right", 1, 0, 1, 0.0), Dials("left_to_right", 2, 3, 2, 0.0)],
+         "ar": [Dials("left_to_right", 1, 0, 1, 1.0)]}
+
+
+@pytest.mark.parametrize("name", ["sudoku-gen", "sudoku", "sudoku/prompt", "star", "planning"])
+@pytest.mark.parametrize("objective", DIALS)
+def test_a_trace_is_what_decode_did(name, objective, data_dir):
+    """Every step predicted again from what the trace says, then played to the end.
+
+    The distributions, who is there, what is committed, its costs; puzzles with unequal givens, so
+    there are empty seats, which nobody sees. (8-bit rounding is the only difference.)
+    """
+    if (name, objective) == ("sudoku", "ar"):
+        pytest.skip("next token cannot see givens in place")
+    task = task_of(name, data_dir)
+    model, (start, references) = random_model(task), task.test_set(3)
+    for dials in DIALS[objective]:
+        found, tokens, stats = traced(task, objective, start, dials, model, references)
+        for b, one in enumerate(found["samples"]):
+            now, known = start[b].clone(), (start[b] != task.MASK)
+            for step in one["steps"]:
+                check_step(model, task, objective, now, step)
+                u, c = int((now == task.MASK).sum()), step["who"].count("c")
+                assert len(step["set"]) == min(u, dials.tokens_per_step) and not step["undone"]
+                if objective != "ar":
+                    assert c == min(u, max(dials.candidates, dials.tokens_per_step))
+                    assert step["who"].count("l") == min(dials.latents, u - c)
+                for cell, symbol in step["set"]:
+                    assert step["who"][task.P + cell] in "cn"
+                    now[task.P + cell] = symbol
+            assert torch.equal(now, tokens[b]) and torch.equal(now[known], start[b][known])
+            assert len(one["steps"]) == one["nfe"] == stats["nfe"][b]
+            assert sum(step["tokens"] for step in one["steps"]) == one["tokens"]
+            assert one["solved"] == bool(task.check(start[b:b + 1], tokens[b:b + 1, task.P:]))
+            assert one["mistakes"] == task.mistakes(start[b], tokens[b, task.P:])
+            last = [step["mistakes"] for step in one["steps"] if "mistakes" in step]
+            assert (last or [[]])[-1][:7] == one["mistakes"][:7]
+            assert references is None or one["reference"] == references[b].tolist()
+            seconds = [step["seconds"] for step in one["steps"]]
+            assert seconds == sorted(seconds) and 0 <= seconds[0] < seconds[-1] <= 5
+        assert max(one["steps"][-1]["seconds"] for one in found["samples"]) == 5
+
+
+def test_decoding_is_the_same_with_and_without_a_history(data_dir):
+    task = task_of("sudoku", data_dir)
+    model, (start, _) = random_model(task), task.test_set(4)
+    for objective in ("mdm", "scdm"):
+        for dials in DIALS[objective]:
+            with_it, stats = decode(model, task, objective, start, dials, keys_for(start), [])
+            without, same = decode(model, task, objective, start, dials, keys_for(start))
+            assert torch.equal(with_it, without)
+            assert all(torch.equal(stats[name], same[name]) for name in stats)
+
+
+def test_what_a_path_needs_to_be_drawn(data_dir):
+    task = task_of("star", data_dir)
+    (puzzle, *_), = task.read("1,2|2,3|3,7|1,4|4,5|5,6/1,7", "here")[0]
+    start = torch.tensor([puzzle])
+    found, *_ = traced(task, "mtp", start, DIALS["mtp"][0], random_model(task))
+    (one,) = found["samples"]
+    assert one["edges"] == [[1, 2], [2, 3], [3, 7], [1, 4], [4, 5], [5, 6]]
+    assert one["ends"] == [1, 7] and found["task"]["walk"] == [[0, 1], [1, 2], [2, 3]]
+    planning = task_of("planning", data_dir)
+    found, *_ = traced(planning, "mdm", planning.test_set(1)[0], DIALS["mdm"][0],
+                       random_model(planning))
+    assert found["task"]["walk"] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
+def test_a_decoder_that_undoes(data_dir):
+    """Steps made by hand, as a decoder that sees all S and takes symbols back would make them."""
+    task = task_of("sudoku-gen", data_dir)
+    P, M = task.P, task.MASK
+    start = task.test_set(2)[0]
+    one, two, three = start.clone(), start.clone(), start.clone()
+    one[:, P:P + 2] = torch.tensor([0, 1])
+    two[:, P:P + 2] = torch.tensor([M, 2])  # the first is taken back, the second replaced
+    three[:, P:] = torch.tensor([3] * task.A)
+    logits = torch.zeros(2, task.A, task.K)
+    logits[1, 5, 2] = 100.0
+    everywhere, answer = torch.arange(task.S)[None], torch.arange(P, task.S)[None]
+    history = [Step(t, everywhere, None, logits, cells=answer, passes=2) for t in (one, two, three)]
+    stats = {"nfe": torch.tensor([6, 6]), "tokens": torch.tensor([51, 51]),
+             "solved": torch.tensor([False, False])}
+    made = trace(task, start, None, history, three[:, P:], stats, {"seconds": None})
+    first, second, third = made["samples"][1]["steps"]
+    assert first["set"] == [[0, 0], [1, 1]] and first["undone"] == []
+    assert second["set"] == [[1, 2]] and second["undone"] == [0, 1]
+    assert first["who"] == "k" + "c" * 16 and second["who"] == "kkk" + "c" * 14
+    assert third["who"] == "kck" + "c" * 14 and third["passes"] == 2
+    assert third["seconds"] is None and first["tokens"] == 17
+    assert bytes_of(first["probs"]).view(16, 4)[5].tolist() == [0, 0, 255, 0]
+    assert bytes_of(first["entropy"]).tolist() == [255] * 5 + [0] + [255] * 10
+    assert len(bytes_of(second["entropy"])) == 14
+    assert len(third["mistakes"]) == 8 and third["mistakes"][-1] == "and 5 more"
+
+
+# -- files --
+
+
+@pytest.fixture
+def call(tmp_path, tiny_checkpoints, capsys, monkeypatch):
+    """-> call(checkpoint, *argv) -> exit code, the lines of stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(checkpoint, *argv):
+        checkpoint = tiny_checkpoints.get(checkpoint, checkpoint)
+        code = run(sample.main, ["--ckpt", str(checkpoint), "--device", "cpu", *argv])
+        lines = capsys.readouterr().err.splitlines()
+        return code, [line for line in lines if not line.startswith("device cpu")]
+    return call
+
+
+def test_sizes(call):
+    """A 6x6 sample takes at most 50 KB, a 9x9 one 200 KB: whole boards, all latents."""
+    assert call(SIX, "--trace", "a.json")[0] == 0
+    assert 5_000 < Path("a.json").stat().st_size <= 50_000
+    # 9x9: the largest there is, all cells to be found, ranks of scdm with every latent
+    empty = "." * 81
+    assert call("sudoku9", "--puzzle", empty, "--order", "random", "--trace", "b.json")[0] == 0
+    assert 50_000 < Path("b.json").stat().st_size <= 200_000
+    assert len(json.loads(Path("b.json").read_text())["samples"][0]["steps"]) == 81
+
+
+def test_sizes_with_a_prompt(data_dir):
+    """A prompt of 81 tokens has ranks, too."""
+    task = make_task(task_config("sudoku", board_size=9, layout="prompt", data_dir=data_dir))
+    start = torch.tensor([[task.BLANK] * 81 + [task.MASK] * 81])
+    dials = make_dials("scdm", task, order="random")
+    found, *_ = traced(task, "scdm", start, dials, random_model(task))
+    assert 100_000 < len(to_text(found)) <= 200_000
+
+
+def test_several_samples_of_every_kind(call):
+    """Each objective from the command line; what is printed is as before."""
+    for name, argv in (("mdm", []), ("sidm", []), ("scdm", ["--latents", "3"]), ("ar", []),
+                       ("mtp", ["--window", "2"]), ("star", ["--puzzle", GRAPH]),
+                       ("prompt9", ["--puzzle", PUZZLE])):
+        num = [] if "--puzzle" in argv else ["--num", "3"]
+        assert call(name, *num, *argv, "--trace", f"new/{name}.json") == (
+            0, [] if name != "star" else ["1 of 1 without a reference (any path along the edges "
+                                          "counts; first: --puzzle): scored by the rules alone"])
+        text = Path(f"new/{name}.json").read_text(encoding="ascii")
+        found = json.loads(text)
+        assert (found["format"], found["version"]) == ("nanolatent trace", 1)
+        assert len(found["samples"]) == (3 if num else 1)
+        assert len(found["symbols"]) == max(found["task"]["side"] if "side" in found["task"] else 9,
+                                            len(found["symbols"]))
+        steps = sum(len(one["steps"]) for one in found["samples"])
+        assert text.count("\n") == steps + 1 + len(found["samples"])  # each step on its own line
+    assert found["about"]["objective"] == "ar" and found["about"]["seed"] == 0
+    given = found["samples"][0]["given"]
+    assert [d + 1 if d >= 0 else "." for d in given[:5]] == [5, 3, ".", ".", 7]
+    assert set(found["samples"][0]["start"]) == {-1}
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--num", "17"], f"--trace takes at most {MOST} samples, not 17; give --num {MOST}"),
+    (["--restarts", "2"], "--trace shows one decode, which --restarts is not"),
+    (["--bound"], "--trace shows one decode, which --bound is not"),
+])
+def test_what_cannot_be_traced(call, argv, words):
+    code, (line,) = call("scdm", "--trace", "a.json", *argv)
+    assert code == 2 and words in line and not Path("a.json").exists()
+
+
+def test_where_a_trace_cannot_go(call):
+    for file, words in ((".", "cannot write .: it is a directory"), ("", "'' is not a path"),
+                        ("/dev/null/x.json", "cannot write /dev/null/x.json: ")):
+        code, (line,) = call("scdm", "--trace", file)
+        assert code == 2 and words in line
+
+
+def test_the_page_holds_the_data_and_nothing_that_runs(call):
+    """One script element more than nothing: whatever the data says, it stays data."""
+    page = (ROOT / "viewer/viewer.html").read_text(encoding="utf-8")
+    assert page.count(PLACE) == 1
+    assert call("scdm", "--trace", "a.html")[0] == 0 and call("scdm", "--trace", "a.json")[0] == 0
+    made = Path("a.html").read_text(encoding="utf-8")
+    assert made.lower().count("<script") == page.lower().count("<script")
+    data = re.search(r'id="trace">(.*?)</script>', made, re.S).group(1)
+    same, other = json.loads(data), json.loads(Path("a.json").read_text())
+    assert [one["prompt"] for one in same["samples"]] == [one["prompt"] for one in other["samples"]]
+    assert [step["set"] for step in same["samples"][0]["steps"]] == \
+        [step["set"] for step in other["samples"][0]["steps"]]
+    evil = "</script><script>alert(1)</script><!--<script>"
+    made = embed(json.dumps({"a": evil}), PLACE)
+    assert made.lower().count("<script") == page.lower().count("<script")
+    assert made.count("<!--") == page.count("<!--")
+    assert json.loads(re.search(r'id="trace">(.*?)</script>', made, re.S).group(1)) == {"a": evil}
+    with pytest.raises(BadInput, match="has no place for data"):
+        embed("{}", PLACE, "<html></html>")
+
+
+def test_the_next_token_ranks_of_a_prompt_that_sees_itself(data_dir, monkeypatch):
+    """A new objective has ranks of its own, and the trace has them."""
+    import dataclasses
+
+    import diffusion
+    import objectives
+    task = task_of("star", data_dir)
+    rule = dataclasses.replace(OBJECTIVES["ar"], ranks=diffusion.semi_causal)  # prompt 0, then 1, 2
+    monkeypatch.setitem(objectives.OBJECTIVES, "ar", rule)
+    model, start = random_model(task), task.test_set(2)[0]
+    found, tokens, _ = traced(task, "ar", start, DIALS["ar"][0], model)
+    ranks = next_token_ranks(rule.ranks, task, torch.device("cpu")).tolist()
+    now = start[0].clone()
+    for i, step in enumerate(found["samples"][0]["steps"]):
+        assert step["rank"] == ranks[:task.P + i]
+        check_step(model, task, "ar", now, step)
+        now[task.P + i] = step["set"][0][1]
+
+
+def test_history_crosses_no_batch(data_dir):
+    """As many samples as a trace takes are one batch, wherever they are decoded."""
+    task = task_of("sudoku-gen", data_dir)
+    start, history = task.test_set(MOST)[0], []
+    from contextlib import nullcontext
+    evaluate(random_model(task), task, "mdm", DIALS["mdm"][0], start, None, 0,
+             torch.device("cpu"), nullcontext(), history=history)
+    assert len(history) == task.A and MOST < 320_000 // 162
+
+
+@pytest.mark.parametrize("name", decoders.DECODERS)
+def test_every_decoder_is_traced(name, data_dir):
+    """Played to the end the trace gives the answer, and its costs add up to the answer's.
+
+    Where a pass sees the whole board, or leaves cells out, it is predicted again from the trace.
+    """
+    task = task_of("sudoku", data_dir)
+    model, (start, references) = random_model(task), task.test_set(4)
+    knobs = {k: knob.default for k, knob in decoders.DECODERS[name].knobs.items()}
+    if name == "block":
+        knobs.update(size=4, later="absent")
+    dials, history = Dials("", 1, 0, 1, 0.0, decoder=name, knobs=knobs), []
+    tokens, stats = decoders.decode(model, task, "mdm", start, dials, keys_for(start), history)
+    answers = tokens[:, task.P:]
+    stats["solved"] = task.check(start, answers)
+    found = json.loads(to_text(trace(task, start, references, history, answers, stats,
+                                     {"objective": "mdm", "decoder": name, "seconds": None})))
+    for b, one in enumerate(found["samples"]):
+        now = start[b].clone()
+        for step in one["steps"]:
+            if name in ("plain", "threshold", "rcr", "klass", "block", "sched"):
+                check_step(model, task, "mdm", now, step)
+            for cell in step["undone"]:
+                now[task.P + cell] = task.MASK
+            for cell, symbol in step["set"]:
+                now[task.P + cell] = symbol
+        assert torch.equal(now, tokens[b])
+        assert sum(step["passes"] for step in one["steps"]) == stats["nfe"][b] == one["nfe"]
+        assert sum(step["tokens"] for step in one["steps"]) == stats["tokens"][b] == one["tokens"]
