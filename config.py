@@ -69,9 +69,9 @@ class Config:  # the comments are the --help
 
 PRESETS = {  # a preset overrides the defaults above; flags override the preset
     "demo": dict(
-        task="star", arms=2, path_len=4, labels=7, width=96, depth=3, heads=4, batch_size=64,
+        task="star", arms=2, path_len=4, labels=7, width=96, depth=3, heads=4, batch_size=256,
         embedding_std=1.0, optimizer="muon", learning_rate=3e-3, muon_learning_rate=4e-3,
-        decay_fraction=0.0, max_steps=2000, eval_every_steps=100, eval_samples=256),
+        decay_fraction=0.0, max_steps=600, eval_every_steps=50, eval_samples=256),
     "sudoku4": dict(
         task="sudoku-gen", board_size=4, train_size=288, width=64, depth=3, batch_size=256,
         max_steps=2000, learning_rate=3e-3),

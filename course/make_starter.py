@@ -18,12 +18,13 @@ from plumbing.cli import BadInput, Parser, end, number, path, printable, run
 
 # What is handed out. Not the tests that contain a solution in other words, nor results, logs and
 # the project's own README, which tell what the students are to measure; and no grader.
-HANDED_OUT = ("*.py", "data/*.py", "plumbing/*.py", "Makefile", "requirements.txt",
-              "pyproject.toml", "LICENSE", ".gitignore", "tests/conftest.py",
-              "tests/concepts/test_puzzles.py", "tests/concepts/test_tasks.py",
+HANDED_OUT = ("*.py", "data/*.py", "decoders/*.py", "plumbing/*.py", "viewer/*.*",
+              "Makefile", "requirements.txt", "pyproject.toml", "LICENSE", ".gitignore",
+              "tests/conftest.py", "tests/concepts/test_puzzles.py",
+              "tests/concepts/test_tasks.py",
               "course/ex*.py", "course/tests/*.py",
               "results/demo-dial/scdm-seed0.pt")
-NOT_HANDED_OUT = ("course/exercises.py",)
+NOT_HANDED_OUT = ("course/exercises.py", "decoders/exact.py")
 
 
 def handed_out():

@@ -167,7 +167,7 @@ def tables(results):
 def figure(plt, results, title):
     """A panel for each checkpoint and test set: solved against passes, a line per decoder."""
     groups = pooled(results)
-    fig, axes = plt.subplots(1, len(groups), figsize=(5 * len(groups) + 2, 5), squeeze=False)
+    fig, axes = plt.subplots(1, len(groups), figsize=(5 * len(groups) + 2, 5.5), squeeze=False)
     names = list(dict.fromkeys(r["decoder"] for rows in groups.values() for r in rows))
     colors = plt.get_cmap("tab20").colors
     for axis, ((name, test), rows) in zip(axes[0], groups.items()):
@@ -175,10 +175,11 @@ def figure(plt, results, title):
             here = [r for r in rows if r["decoder"] == decoder and not r["restarts"]]
             swept = [r for r in here if decoder in CEILINGS or list(r["knobs"]) == [first(decoder)]]
             swept = sorted(swept, key=lambda r: r["nfe"])
-            style = "k*" if decoder in CEILINGS else "os^Dv"[i // 4 % 5] + "-"
+            style, color = "os^Dv"[i // 4 % 5] + "-", colors[i % 20]
+            if decoder in CEILINGS:
+                style, color = "*P"[list(CEILINGS).index(decoder)], "black"
             axis.plot([r["nfe"] for r in swept], [100 * r["rate"] for r in swept], style,
-                      color=None if decoder in CEILINGS else colors[i % 20], ms=4, lw=1,
-                      label=decoder, alpha=0.9)
+                      color=color, ms=5, lw=1, label=decoder, alpha=0.9)
         again = sorted((r for r in rows if r["restarts"]), key=lambda r: r["nfe"])
         axis.plot([r["nfe"] for r in again], [100 * r["rate"] for r in again], "kx--", lw=1,
                   label="plain, 4 and 16 restarts")
