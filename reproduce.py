@@ -163,7 +163,8 @@ NUM = {"demo": 512, "sudoku6": 8192, "windows": 8192, "sudoku9": 1000, "layouts"
 BOARD_SEED = 2
 BOARD_MOMENTS = (9, 18, 36)  # cells filled
 
-PAGES = {"RESULTS.md": ("summary", "table", "decoders"), "README.md": ("rows", "board")}  # generated parts
+# The generated parts of the pages.
+PAGES = {"RESULTS.md": ("summary", "table", "decoders"), "README.md": ("rows", "board")}
 
 
 # --------------------------------------------------------------------------------------------------

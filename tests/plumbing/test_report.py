@@ -84,18 +84,18 @@ def test_rows_of_the_first_page(found):
     """Four rows: mean, lowest and highest seed of what each of them names, without and with."""
     lines = report.rows(found).splitlines()
     assert lines[0] == "| without latents | with all | what is compared |" and len(lines) == 6
-    sides = [(rates("sudoku6", "sidm"), rates("sudoku6", "mdm")),
+    sides = [(rates("sudoku9-gen", "sidm"), rates("sudoku9-gen", "mdm")),
              (rates("sudoku6", "scdm", 0), rates("sudoku6", "scdm", -1)),
              (rates("sudoku6", "mtp-1"), rates("sudoku6", "mtp-all")),
              (rates("star", "mtp-1-d5"), rates("star", "mtp-all-d5"))]
-    for line, seeds, preset in zip(lines[2:], sides, ("sudoku6", "sudoku6", "sudoku6", "star")):
+    for line, seeds, preset in zip(lines[2:], sides, ("sudoku9-gen", "sudoku6", "sudoku6", "star")):
         cells = line.strip("| ").split(" | ")
         for cell, side in zip(cells, seeds):
             mean, low, high = 100 * sum(side) / len(side), 100 * min(side), 100 * max(side)
             digits = 1 if low > 99 else 0
             assert cell == f"{mean:.1f} % ({low:.{digits}f}-{high:.{digits}f})"
         assert f"`{preset}`, 3 seeds" in cells[2]
-    assert lines[2].startswith("| 51.5 % (48-55) | 95.5 % (95-96) |")
+    assert lines[2].startswith("| 0.6 % (0-1) | 62.7 % (55-67) |")
     assert "G(5,5)" in lines[5]
     assert report.rows({"star": found["star"]}).splitlines()[2:] == lines[5:]  # what is there
 

@@ -22,10 +22,12 @@ import reproduce
 import sample
 import train
 from conftest import LINE, TINY
+from decoders import exact
 from objectives import make_dials
 from plumbing import report
 from plumbing.checkpoint import COLUMNS, load_model
 from plumbing.cli import ALL, run
+from viewer import make_live
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,7 +44,8 @@ def tiny_findings(monkeypatch, data_dir):
         config = {**r.config, **SHRINK, "data_dir": data_dir}
         if str(config.get("task", "")).startswith("sudoku"):
             config["train_size"] = 20
-        return replace(r, config=config)
+        grid = r.grid[::16] if "decoder" in r.grid[0] else r.grid
+        return replace(r, config=config, grid=grid)
 
     sudoku4 = {**configuration.PRESETS["sudoku4"], **SHRINK}
     monkeypatch.setitem(configuration.PRESETS, "sudoku4", sudoku4)
@@ -293,6 +296,8 @@ def cut_down(script, argv, tmp_path, data_dir):
     if script == "bench.py":
         argv = [*argv, "--preset", "sudoku4", "--repeats", "1", "--batch-size", "2"]
         argv += ["--device", "cpu"] + ([] if "--what" in argv else ["--what", "train"])
+    if script == "-m decoders.exact":
+        argv = [*argv, "--num", "4", "--decoder", "plain"]
     if script == "sample.py" and "--num" in argv:
         at = argv.index("--num") + 1
         argv = [*argv[:at], "2", *argv[at + 1:]]
@@ -315,10 +320,11 @@ def test_readme_commands_run(tiny_findings, tmp_path, monkeypatch, data_dir, cap
         (tmp_path / page).write_text(text, encoding="utf-8")
     (tmp_path / "puzzles.txt").write_text((LINE + "\n") * 3, encoding="utf-8")
     mains = {"train.py": train.main, "sample.py": sample.main, "reproduce.py": reproduce.main,
-             "bench.py": bench.main}
+             "bench.py": bench.main, "viewer/make_live.py": make_live.main,
+             "-m decoders.exact": exact.main}
     assert len(commands()) >= 10
     for command in dict.fromkeys(commands()):
-        _, script, *argv = shlex.split(command)
+        _, script, *argv = shlex.split(command.replace("-m ", "-m\\ "))
         if "--figures" in argv and importlib.util.find_spec("matplotlib") is None:
             continue  # an extra; test_figures is skipped likewise
         code = run(mains[script], cut_down(script, argv, tmp_path, data_dir))
