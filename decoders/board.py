@@ -1,4 +1,4 @@
-"""The board that every decoder writes on: look, commit, undo. What a decoder is: plain.py.
+"""The board that every decoder writes on: look, draw, commit, undo. What a decoder is: plain.py.
 
     B samples   R rows of one forward pass   S = P + A positions   A cells   K symbols
 
@@ -8,11 +8,10 @@ counted here, so no decoder can forget a draft or a probe.
 """
 import torch
 
-from model import CAUSAL
 from plumbing.randomness import uniform
 from sample import certainty, draw
 
-__all__ = ["CAUSAL", "Board", "certainty", "surest"]
+__all__ = ["Board", "certainty", "surest"]
 
 
 def surest(score, cells, k):

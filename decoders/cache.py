@@ -51,9 +51,9 @@ class Cache:
         x = model.token(tokens.gather(1, where)) + model.position(where)  # (R, C, D)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        rank, mask = board.ranks((tokens[:, task.P:] == task.MASK).long()), None
+        rank, mask = board.rank(tokens), None
         if rank is not None:
-            mask = visible(F.pad(rank, (task.P, 0))).expand(R, -1, -1)  # (R, S, S)
+            mask = visible(rank).expand(R, -1, -1)  # (R, S, S)
             mask = mask.gather(1, where.unsqueeze(2).expand(-1, -1, task.S)).unsqueeze(1)
         with attention_for(x.device.type, C):
             for i, block in enumerate(layers):

@@ -143,7 +143,16 @@ def pool(key, members, group):
 
 def tables(results):
     """-> Markdown: a table for each checkpoint and test set."""
-    parts = []
+    if not results:
+        return ""
+    machines = dict.fromkeys(f"{m['device']}, torch {m['torch']}" for m in
+                             (d["machine"] for d in results))
+    walls = {}
+    for d in results:
+        walls.setdefault(d["name"], []).append(d["wall_seconds"] / 60)
+    minutes = " and ".join(f"{name} {sum(w) / len(w):.1f}" for name, w in walls.items())
+    parts = [f"`python reproduce.py --preset decoders --puzzles DIR` ({' and '.join(machines)}; "
+             f"minutes a seed, with training: {minutes})"]
     for (name, test), rows in pooled(results).items():
         seeds = max(r["seeds"] for r in rows)
         text = [f"**decoders, {name}, test {test.removesuffix('.txt')}** ({seeds} seed"

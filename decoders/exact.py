@@ -24,7 +24,7 @@ from data.puzzles import all_boards_4x4
 from decoders import parallel, plain
 from objectives import Dials
 from plumbing.checkpoint import write_text
-from plumbing.cli import Parser, end, number, path, run, say
+from plumbing.cli import BadInput, Parser, end, number, path, run, say
 from plumbing.randomness import sample_keys
 
 LOG_ZERO = -30.0  # logit of what cannot be: never drawn, yet differences of logits stay finite
@@ -213,6 +213,9 @@ def main(argv=None):
     p.add_argument("--decoder", choices=decoders.DECODERS, help="this one only; default: all")
     p.add_argument("--json", type=path, metavar="FILE", help="write every number there, too")
     args = p.parse_args(argv)
+    if args.decoder and decoders.DECODERS[args.decoder].needs_network:
+        raise BadInput(f"--decoder {args.decoder} looks inside a network, and there is none here; "
+                       "leave it out")
     task = make_task(Config(**PRESETS["sudoku4"]))
     names = [args.decoder] if args.decoder else list(decoders.DECODERS)
     left_out = [name for name in names if decoders.DECODERS[name].needs_network]

@@ -145,7 +145,7 @@ def over_taus(head):
 # What is trained
 
 
-def compare(what, model, task, config, args, device):
+def train_and_measure(what, model, task, config, args, device):
     """Train `what` and measure it -> the rows of a report."""
     ranks, num = OBJECTIVES[config.objective].ranks, args.num
     generator = torch.Generator(device).manual_seed(args.seed)
@@ -244,7 +244,7 @@ def main(argv=None):
     say(reason)
     model.eval().requires_grad_(False)
     with autocast:
-        rows, log, seconds = compare(args.what, model, task, config, args, device)
+        rows, log, seconds = train_and_measure(args.what, model, task, config, args, device)
     if args.json:
         asked = {k: v for k, v in vars(args).items() if k not in ("json", "device")}
         write_text(args.json, json.dumps({**asked, "device": str(device), "seconds": seconds,

@@ -54,7 +54,7 @@ def lookum(board, paths=2, cells=2, pool=5):
         logits = board.look() if logits is None else logits  # (B, A, K)
         probs, symbols, unknown = logits.softmax(dim=-1), board.draw(logits), board.unknown
         score = certainty(probs, "confidence")  # (B, A)
-        sure = surest(score, unknown, pool)
+        sure = surest(score, unknown, max(pool, cells))
         noise = uniform(board.keys, 2 * board.steps, paths, task.A)
         sets = [surest(score, unknown, cells)]
         sets += [surest(score / -noise[:, j].log(), sure, cells) for j in range(1, paths)]

@@ -4,7 +4,7 @@
 
 Both loops are given the answers, as decoders never are. They choose CELLS by them, not symbols:
 what is committed is always the model's own guess, so a board is lost where the model has no right
-guess left, and what they solve is an upper bound for every order on that model.
+guess left. What they solve is a ceiling in practice (no theorem: more right cells may mislead).
 """
 from decoders.board import surest
 
@@ -18,7 +18,8 @@ def oracle_decode(board, references, force=False):
     Ends: every pass commits at least one cell of each unfinished sample.
     """
     while board.unknown.any():
-        confidence, symbols = board.look().softmax(dim=-1).max(dim=-1)  # (B, A)
+        board.logits = board.look()  # (B, A, K)
+        confidence, symbols = board.logits.softmax(dim=-1).max(dim=-1)  # (B, A)
         right = board.unknown & (symbols == references)
         stuck = board.unknown & ~right.any(dim=1, keepdim=True)
         cells = right | surest(confidence, stuck, 1)
@@ -31,11 +32,12 @@ def oracle_decode(board, references, force=False):
 def oracle_order(board, references, k=1):
     """The surest k of the right guesses: plain, if it never had to commit a wrong one.
 
-    As oracle_decode() in everything else. k = 1 is the order that makes the fewest mistakes
-    without looking ahead; it takes as many passes as plain.
+    As oracle_decode() in everything else. k = 1 makes a mistake only where no guess is
+    right; it takes as many passes as plain.
     """
     while board.unknown.any():
-        confidence, symbols = board.look().softmax(dim=-1).max(dim=-1)  # (B, A)
+        board.logits = board.look()  # (B, A, K)
+        confidence, symbols = board.logits.softmax(dim=-1).max(dim=-1)  # (B, A)
         right = board.unknown & (symbols == references)
         stuck = board.unknown & ~right.any(dim=1, keepdim=True)
         cells = surest(confidence, right, k) | surest(confidence, stuck, 1)

@@ -6,7 +6,8 @@ Cells committed in one pass are drawn independently, from the product of their m
 costs is known: KL(joint | product of marginals) <= sum of H - largest H (exact.py checks it). Each
 decoder here keeps that error small in its own way. All comparisons are strict, where papers write
 "at least": then tau = 1, f = 0, lam = 0 and gamma = 0 commit one cell per pass even where p rounds
-to 1. Every pass commits a cell, so none takes more passes than there are cells to find.
+to 1; at an exact tie (f = 1, p = 2/3) fp32 decides. Every pass commits a cell, so none takes more
+passes than there are cells to find.
 """
 import torch
 

@@ -101,7 +101,7 @@ def mdpo_nats(log_prob, old, confidence, hidden, advantage, clip=0.2):
 
     log_prob, old: of the symbols that were guessed, (B, A); advantage (B,); no KL term.
     """
-    rho, A = (log_prob - old).exp(), advantage.unsqueeze(1)
+    rho, A = (log_prob - old).masked_fill(~hidden, 0.0).exp(), advantage.unsqueeze(1)
     gain = torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip) * A)
     return mean_over(-gain * confidence, hidden)
 

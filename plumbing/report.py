@@ -617,12 +617,14 @@ def figures(found, folder):
         if preset == "sudoku6":
             rows = both_families(rows, pooled(found.get("windows", [])))
         seeds = max(r["seeds"] for r in rows)
-        of_seeds = f"{seeds} seed{'s' * (seeds > 1)}"
+        few = min(r["seeds"] for r in rows)
+        of_seeds = f"{few} to {seeds} seeds" if few < seeds else f"{seeds} seed{'s' * (seeds > 1)}"
         if any(r["test"] for r in rows):
             figure = draw_puzzles(plt, rows, f"{preset}: puzzles solved against forward passes "
                                              f"({of_seeds}, 95 % intervals)")
         elif any(r["latents"] not in (0, "all") for r in rows):
             bars = "whiskers: lowest and highest seed" if seeds > 1 else "95 % intervals"
+            bars += ", 95 % interval where one" if few == 1 < seeds else ""
             figure = draw_dial(plt, rows, f"{preset}: accuracy against latents and against time "
                                           f"({of_seeds}, {bars})")
         else:

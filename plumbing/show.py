@@ -59,8 +59,17 @@ def parse_sample_args(description, argv):
         import decoders  # here, because they import sample.py
         print(decoders.listing())
         raise SystemExit(0)
+    asked = {name: getattr(args, name) for name in (
+        "decoder", "order", "candidates", "latents", "window", "tokens_per_step", "temperature",
+        "puzzle", "puzzles", "answers")} | {"restarts": args.restarts or None}
+    for name in (name for name, value in asked.items() if args.bound and value is not None):
+        raise BadInput(f"--bound decodes nothing, so --{name.replace('_', '-')} has no meaning "
+                       "with it; leave one out")
     if args.ckpt is None:
         raise BadInput("the following arguments are required: --ckpt")
+    for flag, file in (("--trace", args.trace), ("--answers", args.answers)):
+        for name, other in (("--ckpt", args.ckpt), ("--puzzles", args.puzzles)):
+            refuse_overwriting(flag, file, name, other)
     if args.knob and not args.decoder:
         raise BadInput(f"--knob {printable(args.knob[0])} needs a --decoder; --decoder list shows "
                        "them")
@@ -68,6 +77,13 @@ def parse_sample_args(description, argv):
         if args.trace and given:
             raise BadInput(f"--trace shows one decode, which {flag} is not; leave one of them out")
     return args
+
+
+def refuse_overwriting(flag, file, name, other):
+    """Raises BadInput if what flag writes would replace what name reads."""
+    if file and other and os.path.realpath(file) == os.path.realpath(other):
+        raise BadInput(f"{flag} {printable(file, 200)} would overwrite what {name} reads; give "
+                       "another file")
 
 
 def use_color(choice):

@@ -10,6 +10,7 @@ Reading order of tests/concepts, the tests that explain:
 tests/plumbing holds the others: files, command lines, resume, reports.
 """
 import os
+import tempfile
 from types import SimpleNamespace
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars only clutter a test log
@@ -28,7 +29,10 @@ SOLUTION = "53467891267219534819834256785976142342685379171392485696153728428741
 LINE = f"{PUZZLE} {SOLUTION}"
 
 
-def task_config(task="sudoku-gen", board_size=4, train_size=None, data_dir="unused", **kw):
+SCRATCH = tempfile.TemporaryDirectory()  # for data that a test makes without asking for a place
+
+
+def task_config(task="sudoku-gen", board_size=4, train_size=None, data_dir=SCRATCH.name, **kw):
     size = {"sudoku-gen": 288, "sudoku": 100}.get(task, 0) if train_size is None else train_size
     fields = dict(task=task, board_size=board_size, train_size=size, arms=2, path_len=3, labels=11,
                   seed=0, data_dir=data_dir, layout="inplace", minimal_share=0.2, train_file="")

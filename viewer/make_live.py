@@ -20,6 +20,7 @@ if __name__ == "__main__":
 from data.puzzles import BOX
 from plumbing.checkpoint import load_model, write_text
 from plumbing.cli import BadInput, Parser, end, path, printable, run
+from plumbing.show import refuse_overwriting
 from plumbing.trace import PLACE, embed
 
 HERE = Path(__file__).resolve().parent
@@ -57,6 +58,7 @@ def main(argv=None):
     p.add_argument("--ckpt", type=path, default=str(SHIPPED), metavar="FILE",
                    help="checkpoint of train.py; default: the shipped 6x6 one")
     args = p.parse_args(argv)
+    refuse_overwriting("OUT.html", args.out, "--ckpt", args.ckpt)
     model, task, config = load_model(args.ckpt, torch.device("cpu"))
     page = live_page(model_text(model, task, config))
     write_text(args.out, page)

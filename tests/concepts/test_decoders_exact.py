@@ -12,6 +12,7 @@ from data import make_task
 from decoders import exact
 from decoders.board import Board
 from metrics import wilson
+from plumbing.cli import run
 
 TASK = make_task(task_config())
 MASK = TASK.MASK
@@ -156,3 +157,8 @@ def test_a_real_network_fits_in_the_same_place(boards4):
     with torch.no_grad():
         real = random_model(TASK)(start, torch.arange(17))
     assert exact.Conditionals(TASK, boards4)(start, torch.arange(17)).shape == real.shape
+
+
+def test_what_looks_inside_a_network_is_refused(capsys):
+    assert run(exact.main, ["--decoder", "p2"]) == 2
+    assert "looks inside a network" in capsys.readouterr().err

@@ -263,3 +263,10 @@ def test_the_interval_of_a_report(report):
     found, _ = report("sudoku9", text=LINE)
     assert found["interval"] == [0.0, pytest.approx(0.7935, abs=1e-4)]
     assert torch.tensor(found["cell_acc"]) < 0.5
+
+
+@pytest.mark.parametrize("flags", [["--decoder", "eb"], ["--latents", "0"], ["--restarts", "2"],
+                                   ["--puzzles", "p.txt"], ["--temperature", "0"]])
+def test_a_bound_decodes_nothing(flags, capsys):
+    assert run(sample.main, ["--ckpt", "none.pt", "--bound", *flags]) == 2
+    assert f"--bound decodes nothing, so {flags[0]} has no meaning" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from objectives import OBJECTIVES, Dials, make_dials
 from plumbing.cli import ALL, BadInput, run
 from plumbing.trace import MOST, PLACE, Step, embed, to_text, trace
 from sample import decode, decode_next_token, evaluate
+from viewer import make_live
 
 ROOT = Path(__file__).parents[2]
 SIX = ROOT / "results/demo-dial/scdm-seed0.pt"
@@ -330,3 +331,18 @@ def test_every_decoder_is_traced(name, data_dir):
         assert torch.equal(now, tokens[b])
         assert sum(step["passes"] for step in one["steps"]) == stats["nfe"][b] == one["nfe"]
         assert sum(step["tokens"] for step in one["steps"]) == stats["tokens"][b] == one["tokens"]
+
+
+def test_what_is_read_is_not_overwritten(call, tmp_path, capsys):
+    """--trace, --answers, make_live onto the checkpoint or the puzzles: refused, all as it was."""
+    ckpt, puzzles = tmp_path / "m.pt", tmp_path / "p.txt"
+    ckpt.write_bytes(NINE.read_bytes())
+    puzzles.write_text(PUZZLE + "\n", encoding="utf-8")
+    before = ckpt.read_bytes()
+    for flag, file in (("--trace", ckpt), ("--answers", tmp_path / "x" / ".." / "m.pt"),
+                       ("--answers", puzzles)):
+        argv = ["--ckpt", str(ckpt), "--puzzles", str(puzzles), flag, str(file)]
+        assert run(sample.main, argv) == 2
+        assert "would overwrite what" in capsys.readouterr().err
+    assert run(make_live.main, [str(ckpt), "--ckpt", str(ckpt)]) == 2
+    assert ckpt.read_bytes() == before and puzzles.read_text(encoding="utf-8") == PUZZLE + "\n"
