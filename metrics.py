@@ -1,4 +1,4 @@
-"""Metrics: each has one definition, here. sample.py:evaluate reports them.
+"""Metrics: each has one definition, here; summarize() reports them.
 
     solved     rule-valid and consistent with what was given; any valid answer counts (task.check)
     exact      equal to the reference, among the samples that have one (`references`)
@@ -19,6 +19,23 @@ def wilson(k, n, z=1.96):
     p, zz = k / n, z * z / n
     half = z * (p * (1 - p) / n + zz / (4 * n)) ** 0.5
     return max(0.0, (p + zz / 2 - half) / (1 + zz)), min(1.0, (p + zz / 2 + half) / (1 + zz))
+
+
+SUMMED = ("nfe", "tokens", "undone")  # of each sample, over its restarts
+MEANS = (*SUMMED, "order_tau")  # reported as means over samples; the last two are of decoders/
+
+
+def summarize(task, start, answers, references, stats, seconds):
+    """What is reported of decoded samples -> plain numbers; `solved` (num,) is put into stats."""
+    stats["solved"] = task.check(start, answers)
+    num, solved = len(answers), int(stats["solved"].sum())
+    report = {"num": num, "solved": solved, "solved_rate": solved / num,
+              "interval": wilson(solved, num), "distinct": len(answers.unique(dim=0)),
+              **score(task, start, answers, references)}
+    for name in (name for name in MEANS if name in stats):
+        mean = stats[name].double().mean().item()
+        report[name] = int(mean) if mean.is_integer() else round(mean, 2)
+    return dict(report, seconds=round(seconds, 4))
 
 
 def score(task, start, answers, references):

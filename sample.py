@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from likelihood import likelihood_report
-from metrics import score, wilson
+from metrics import SUMMED, summarize
 from model import CAUSAL
 from mtp import next_token_ranks
 from objectives import OBJECTIVES, show_count
@@ -195,9 +195,6 @@ def decode_next_token(model, task, objective, start, temperature, keys, use_cach
 # --------------------------------------------------------------------------------------------------
 # Evaluation
 
-SUMMED = ("nfe", "tokens", "undone")  # over the restarts of a sample
-MEANS = (*SUMMED, "order_tau")  # reported as means over samples; the last two are of decoders/
-
 
 def decode_all(model, task, objective, dials, start, keys, device, autocast, history, label):
     """start (num, S), keys (num,) in batches -> answers (num, A), stats (num,) each, seconds."""
@@ -249,15 +246,7 @@ def evaluate(model, task, objective, dials, start, references, seed, device, aut
         for name, new in more.items():  # costs add up; the rest is of the last attempt
             stats[name][wrong] = stats[name][wrong] + new if name in SUMMED else new
         seconds += extra
-    stats["solved"] = task.check(start, answers)
-    num, solved = len(answers), int(stats["solved"].sum())
-    metrics = {"num": num, "solved": solved, "solved_rate": solved / num,
-               "interval": wilson(solved, num), "distinct": len(answers.unique(dim=0)),
-               **score(task, start, answers, references)}
-    for name in (name for name in MEANS if name in stats):
-        mean = stats[name].double().mean().item()
-        metrics[name] = int(mean) if mean.is_integer() else round(mean, 2)
-    return dict(metrics, seconds=round(seconds, 4)), answers, stats
+    return summarize(task, start, answers, references, stats, seconds), answers, stats
 
 
 # --------------------------------------------------------------------------------------------------

@@ -66,10 +66,10 @@ def choose(task, greedy, name, texts, objective, asked):
             raise BadInput(f"--{flag.replace('_', '-')} has no meaning for --decoder {name}; it "
                            f"has --knob {' or '.join(DECODERS[name].knobs)}, and --temperature")
     row = DECODERS[name]
-    knobs = {k: knob.default for k, knob in row.knobs.items()}
+    knobs = row.settings()
     for text in texts or []:
         k, equals, value = text.rpartition("=")
-        k = k if equals else next(iter(row.knobs))
+        k = k if equals else row.main
         if k not in row.knobs:
             raise BadInput(f"--knob '{printable(k)}' is not a knob of decoder {name}; legal: "
                            f"{', '.join(row.knobs)}")

@@ -25,6 +25,14 @@ def surest(score, cells, k):
     return cells & (place < k)
 
 
+def rank_of(ranks, task, tokens):
+    """Who may look at whom on whole boards: tokens (R, S) -> rank (R, S), or None: everything."""
+    rank = ranks((tokens[:, task.P:] == task.MASK).long())
+    if rank is not None:
+        rank = torch.nn.functional.pad(rank, (task.P, 0))  # the prompt has rank 0
+    return rank
+
+
 class Board:
     """Samples that are being decoded. A given cell never changes; a finished sample costs nothing.
 
@@ -74,12 +82,8 @@ class Board:
         return self.model(tokens, self.positions, self.rank(tokens))[:, self.task.P:].float()
 
     def rank(self, tokens):
-        """Who may look at whom: tokens (R, S) -> rank (R, S), or None for everything."""
-        turn = (tokens[:, self.task.P:] == self.task.MASK).long()
-        rank = self.ranks(turn)
-        if rank is not None:
-            rank = torch.nn.functional.pad(rank, (self.task.P, 0))  # the prompt has rank 0
-        return rank
+        """rank_of() by the objective of this board."""
+        return rank_of(self.ranks, self.task, tokens)
 
     def pay(self, rows, pairs):
         """Samples `rows` (R,) took part in a forward pass of `pairs` pairs a row: int or (R,)."""

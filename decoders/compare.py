@@ -13,7 +13,7 @@ import torch
 from decoders import DECODERS, finish
 from decoders.board import Board
 from decoders.oracle import oracle_decode, oracle_order
-from metrics import score, wilson
+from metrics import summarize, wilson
 from objectives import OBJECTIVES, Dials
 from plumbing.randomness import sample_keys
 from sample import evaluate
@@ -28,15 +28,10 @@ BITS = 4  # of solved samples in a hexadecimal digit
 
 def grid(test, ceilings=tuple(CEILINGS), restarts=(4, 16)):
     """Everything that is run on one test set -> dicts for evaluate_decoder()."""
-    runs = [(name, {first(name): value}) for name, row in DECODERS.items() for value in row.sweep]
+    runs = [(name, {row.main: value}) for name, row in DECODERS.items() for value in row.sweep]
     runs = [{"test": test, "decoder": name, "knobs": knobs} for name, knobs in (*runs, *MORE)]
     runs += [{"test": test, "decoder": "plain", "knobs": {}, "restarts": r} for r in restarts]
     return tuple(runs + [{"test": test, "decoder": name, "knobs": {}} for name in ceilings])
-
-
-def first(name):
-    """The knob that a decoder's sweep turns."""
-    return next(iter(DECODERS[name].knobs))
 
 
 @torch.no_grad()
@@ -52,7 +47,7 @@ def evaluate_decoder(model, task, objective, asked, start, references, seed, dev
         metrics, stats = ceiling(model, task, objective, name, start, references, seed, device,
                                  autocast, temperature)
     else:
-        knobs = {k: knob.default for k, knob in DECODERS[name].knobs.items()} | asked["knobs"]
+        knobs = DECODERS[name].settings(asked["knobs"])
         dials = Dials("of the decoder", 1, 0, 1, temperature, decoder=name, knobs=knobs)
         metrics, _, stats = evaluate(model, task, objective, dials, start, references, seed, device,
                                      autocast, label=name, restarts=restarts)
@@ -70,15 +65,10 @@ def ceiling(model, task, objective, name, start, references, seed, device, autoc
     began = time.perf_counter()
     with autocast:
         tokens, stats = finish(board, CEILINGS[name](board, references.to(device)))
-    answers = tokens[:, task.P:].cpu()
+    answers = tokens[:, task.P:].cpu()  # waits for the device
+    seconds = time.perf_counter() - began
     stats = {key: value.cpu() for key, value in stats.items()}
-    stats["solved"] = task.check(start, answers)
-    num, solved = len(answers), int(stats["solved"].sum())
-    metrics = {"num": num, "solved": solved, "solved_rate": solved / num,
-               "interval": wilson(solved, num), **score(task, start, answers, references)}
-    for key in ("nfe", "tokens", "undone", "order_tau"):
-        metrics[key] = round(stats[key].double().mean().item(), 2)
-    return dict(metrics, seconds=round(time.perf_counter() - began, 4)), stats
+    return summarize(task, start, answers, references, stats, seconds), stats
 
 
 # --------------------------------------------------------------------------------------------------
@@ -182,8 +172,9 @@ def figure(plt, results, title):
     for axis, ((name, test), rows) in zip(axes[0], groups.items()):
         for i, decoder in enumerate(names):
             here = [r for r in rows if r["decoder"] == decoder and not r["restarts"]]
-            swept = [r for r in here if decoder in CEILINGS or list(r["knobs"]) == [first(decoder)]]
-            swept = sorted(swept, key=lambda r: r["nfe"])
+            if decoder not in CEILINGS:
+                here = [r for r in here if list(r["knobs"]) == [DECODERS[decoder].main]]
+            swept = sorted(here, key=lambda r: r["nfe"])
             style, color = "os^Dv"[i // 4 % 5] + "-", colors[i % 20]
             if decoder in CEILINGS:
                 style, color = "*P"[list(CEILINGS).index(decoder)], "black"

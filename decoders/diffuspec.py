@@ -16,6 +16,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from decoders.board import rank_of
 from mtp import next_token_ranks
 from objectives import OBJECTIVES
 from plumbing.checkpoint import load_model
@@ -58,8 +59,7 @@ def diffuspec(drafter, verifier, task, draft_ranks, start, keys, temperature=0.0
         noise = torch.stack(noise, dim=1)  # (R, J + 1, K)
         # 1. draft
         if J:
-            ranks = draft_ranks((now[:, P:] == task.MASK).long())
-            ranks = None if ranks is None else torch.nn.functional.pad(ranks, (P, 0))
+            ranks = rank_of(draft_ranks, task, now)
             logits = take(drafter(now, positions, ranks), next_ones[:, :J])  # (R, J, K)
             before = now.gather(1, next_ones[:, :1] - 1).squeeze(1)  # (R,)
             said = best_path(logits, temperature, noise[:, :J], beam, mix, bigram, before)

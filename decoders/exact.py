@@ -131,8 +131,7 @@ def null_distribution(M, num, seed, draws=400):
 def measure(task, support, name, knobs, num, seed, traced=100):
     """Decode `num` empty boards -> a row of the table. traced: so many boards for the errors."""
     row = decoders.DECODERS[name]
-    all_knobs = {k: knob.default for k, knob in row.knobs.items()} | knobs
-    dials = Dials("", 1, 0, 1, 1.0, decoder=name, knobs=all_knobs)
+    dials = Dials("", 1, 0, 1, 1.0, decoder=name, knobs=row.settings(knobs))
     start, _ = task.test_set(num)
     keys, history = sample_keys(seed, start, copies_differ=True), []
     tokens, stats = decoders.decode(Conditionals(task, support), task, "mdm", start, dials, keys,
@@ -156,7 +155,7 @@ def measure(task, support, name, knobs, num, seed, traced=100):
 def sweep(name):
     """Values of a decoder's first knob: those of its row, or half and double the default."""
     row = decoders.DECODERS[name]
-    k, knob = next(iter(row.knobs.items()))
+    k, knob = row.main, row.knobs[row.main]
     values = row.sweep
     if not values:
         d = knob.default

@@ -21,3 +21,12 @@ class Decoder:
     source: str       # where the default values are from
     sweep: tuple = ()  # values of the first knob that show what it does, the default among them
     needs_network: bool = False  # it looks inside the model: soft inputs, keys and values
+
+    @property
+    def main(self):
+        """The name of the knob that --knob VALUE sets, and that a sweep turns."""
+        return next(iter(self.knobs))
+
+    def settings(self, asked=None):
+        """All knobs, a dict: those asked for, the others at their defaults."""
+        return {name: knob.default for name, knob in self.knobs.items()} | (asked or {})

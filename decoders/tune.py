@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from decoders.board import Board, surest
-from decoders.heads import centred
+from decoders.heads import centred, policy_loss
 from plumbing.randomness import sample_keys
 
 
@@ -101,9 +101,9 @@ def mdpo_nats(log_prob, old, confidence, hidden, advantage, clip=0.2):
 
     log_prob, old: of the symbols that were guessed, (B, A); advantage (B,); no KL term.
     """
-    rho, A = (log_prob - old).masked_fill(~hidden, 0.0).exp(), advantage.unsqueeze(1)
-    gain = torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip) * A)
-    return mean_over(-gain * confidence, hidden)
+    change = (log_prob - old).masked_fill(~hidden, 0.0)
+    loss = policy_loss(change, 0.0, advantage.unsqueeze(1), clip)  # (B, A)
+    return mean_over(loss * confidence, hidden)
 
 
 @torch.no_grad()

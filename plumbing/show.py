@@ -55,6 +55,12 @@ def parse_sample_args(description, argv):
                    help="auto: when stdout is a terminal")
     p.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
     args = p.parse_args(argv)
+    check_together(args)
+    return args
+
+
+def check_together(args):
+    """Flags that need or exclude each other. Raises BadInput; --decoder list ends here."""
     if args.decoder == "list":
         import decoders  # here, because they import sample.py
         print(decoders.listing())
@@ -76,7 +82,6 @@ def parse_sample_args(description, argv):
     for flag, given in (("--bound", args.bound), ("--restarts", args.restarts)):
         if args.trace and given:
             raise BadInput(f"--trace shows one decode, which {flag} is not; leave one of them out")
-    return args
 
 
 def refuse_overwriting(flag, file, name, other):

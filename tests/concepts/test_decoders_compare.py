@@ -36,10 +36,10 @@ def test_the_grid_shows_whole_sweeps():
     """Every decoder that has a sweep, at its default too, each setting once."""
     runs = compare.grid("own")
     for name, row in DECODERS.items():
-        values = [r["knobs"][compare.first(name)] for r in runs if r["decoder"] == name
-                  and list(r["knobs"]) == [compare.first(name)]]
+        values = [r["knobs"][row.main] for r in runs if r["decoder"] == name
+                  and list(r["knobs"]) == [row.main]]
         assert tuple(values[:len(row.sweep)]) == row.sweep
-        assert not row.sweep or row.knobs[compare.first(name)].default in row.sweep
+        assert not row.sweep or row.knobs[row.main].default in row.sweep
     assert len({json.dumps(r, sort_keys=True) for r in runs}) == len(runs)
     assert not [r for r in compare.grid("own", ceilings=()) if r["decoder"] in compare.CEILINGS]
 
