@@ -35,6 +35,8 @@ class Config:  # the comments are the --help
     # the objective
     objective: str = "mdm"  # mdm | sidm | scdm | ar | mtp
     window: str = "all"  # mtp: window W, a number or all, or random (a new W every step: for all W)
+    mask_rate_a: float = 1.0  # law of the hidden share, Kumaraswamy(a, b); 1, 1: uniform, the bound
+    mask_rate_b: float = 1.0  # its b; a, b = 4, 1 hide nearly all cells, 3, 3 about three fifths
     # the model
     width: int = 128  # embedding width
     depth: int = 4  # transformer blocks
@@ -85,12 +87,12 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
         max_seconds=135.0, compile=True, eval_every_steps=2000, eval_samples=1000),
     "sudoku9": dict(
         task="sudoku", board_size=9, train_size=200000, width=256, depth=12, heads=8,
-        batch_size=512, max_steps=100000, max_seconds=88.0, decay_fraction=0.8, compile=True,
-        eval_every_steps=0, eval_samples=1000),
+        minimal_share=0.0, mask_rate_a=4.0, batch_size=512, max_steps=100000, max_seconds=88.0,
+        decay_fraction=0.8, compile=True, eval_every_steps=0, eval_samples=1000),
     "sudoku9-cpu": dict(
         task="sudoku", board_size=9, train_size=20000, width=96, depth=6, heads=3, batch_size=32,
-        optimizer="muon", decay_fraction=0.8, max_steps=3000, eval_samples=100,
-        eval_every_steps=500),
+        minimal_share=0.0, mask_rate_a=4.0, optimizer="muon", decay_fraction=0.8, max_steps=8000,
+        eval_samples=100, eval_every_steps=1000),
     "star": dict(
         task="star", arms=2, path_len=5, labels=50, width=256, depth=6, heads=8, batch_size=4096,
         embedding_std=1.0, decay_fraction=0.1, max_steps=100000, max_seconds=30.0, compile=True,
@@ -112,7 +114,7 @@ RANGES = {  # smallest and largest legal value
     "board_size": (0, 9), "minimal_share": (0, 1), "arms": (2, 64), "path_len": (2, 256),
     "labels": (1, 4096), "train_size": (0, 100_000_000), "width": (1, 16384), "depth": (1, 256),
     "heads": (1, 1024), "loops": (1, 64), "embedding_std": (SMALL, 100),
-    "learning_rate": (SMALL, 100),
+    "learning_rate": (SMALL, 100), "mask_rate_a": (0.1, 100), "mask_rate_b": (0.1, 100),
     "muon_learning_rate": (SMALL, 100), "weight_decay": (0, 100), "beta2": (0, 0.99999),
     "batch_size": (1, 10_000_000), "accumulate": (1, 1_000_000), "max_steps": (1, 10**9),
     "max_seconds": (0, 10**9), "stop_at_solved": (0, 1), "warmup_steps": (0, 10**9),
@@ -126,6 +128,8 @@ MAY_CHANGE = {"max_steps", "max_seconds", "stop_at_solved", "device", "compile",
 # Fields that only some runs read: asking for them elsewhere is a mistake, not a wish.
 MEANS_SOMETHING_FOR = {
     "window": ("objective", ("mtp",)), "board_size": ("task", ("sudoku-gen", "sudoku")),
+    "mask_rate_a": ("objective", ("mdm", "sidm", "scdm", "mtp")),
+    "mask_rate_b": ("objective", ("mdm", "sidm", "scdm", "mtp")),
     "layout": ("task", ("sudoku",)), "minimal_share": ("task", ("sudoku",)),
     "train_file": ("task", ("sudoku",)), "arms": ("task", ("star",)),
     "path_len": ("task", ("star",)), "labels": ("task", ("star", "planning")),
@@ -133,7 +137,7 @@ MEANS_SOMETHING_FOR = {
 }
 # Fields that older checkpoints lack, and what those runs did.
 BEFORE = {"layout": "prompt", "minimal_share": 0.0, "train_file": "", "init": "", "accumulate": 1,
-          "loops": 1}
+          "loops": 1, "mask_rate_a": 1.0, "mask_rate_b": 1.0}
 
 
 def check(config):

@@ -18,6 +18,8 @@ order they would be decoded. Training hides cells and calls it; sample.py calls 
 import torch
 import torch.nn.functional as F
 
+UNIFORM = (1.0, 1.0)  # mask rates, see draw_turns()
+
 
 def joint(turn, W=None):
     """mdm. turn (B, A) -> rank (B, A), or None: everything sees everything (all 0, but faster)."""
@@ -34,7 +36,7 @@ def semi_causal(turn, W=None):
     return turn.clamp(min=0)
 
 
-def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None):
+def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None, rates=UNIFORM):
     """The forward process, and the only place that decides how many cells are hidden and which.
 
     Cells are lined up in an order (random, or left to right), the last m of them are hidden, and m
@@ -45,6 +47,10 @@ def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None
     The paper draws a rate t in (0, 1] and weights by 1/t, which needs t >= 1e-3 and can hide
     nothing. Drawing m has the same expectation (sum over t of the weight = mean over m), with
     neither problem.
+
+    rates (a, b): the hidden share is Kumaraswamy(a, b), which has the distribution function
+    1 - (1 - x^a)^b and is uniform at (1, 1). Elsewhere the mean loss bounds no likelihood any more,
+    but learning dwells where it is hard: halfway (3, 3), or with all blanks of a puzzle (4, 1).
     """
     strata = torch.arange(batch_size, device=device)
     strata = strata + torch.rand(batch_size, generator=generator, device=device)
@@ -58,13 +64,15 @@ def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None
         free = A - given.sum(dim=1)
         # given cells to the front of the line; the others keep their order
         place = (place - A * given.long()).argsort(dim=1).argsort(dim=1)
-    m = 1 + torch.minimum((strata / batch_size * free).long(), free - 1)  # minimum: for rounding
+    a, b = rates
+    share = (1 - (1 - strata / batch_size) ** (1 / b)) ** (1 / a)  # (B,) the inverse, of uniforms
+    m = 1 + torch.minimum((share * free).long(), free - 1)  # minimum: for rounding
     return place - (A - m).unsqueeze(1) + 1
 
 
-def hide(batch_size, A, window, generator, device, given):
+def hide(batch_size, A, window, generator, device, given, rates=UNIFORM):
     """-> turn (B, A), W: random cells are hidden, and all of them count. window is for mtp.py."""
-    return draw_turns(batch_size, A, generator, device, given=given), A
+    return draw_turns(batch_size, A, generator, device, given=given, rates=rates), A
 
 
 def hidden_nats(model, tokens, turn, W, task, ranks):

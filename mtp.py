@@ -13,7 +13,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from diffusion import draw_turns
+from diffusion import UNIFORM, draw_turns
 from model import CAUSAL
 
 
@@ -44,13 +44,15 @@ def draw_window(window, A, generator, device):
     return A if window == "all" else min(int(window), A)
 
 
-def hide_the_rest(batch_size, A, window, generator, device, given):
-    """-> turn (B, A), W: all cells from a uniform random cut on are hidden, and W of them count."""
+def hide_the_rest(batch_size, A, window, generator, device, given, rates=UNIFORM):
+    """-> turn (B, A), W: all cells from a random cut on are hidden, and W of them count."""
     W = draw_window(window, A, generator, device)
-    return draw_turns(batch_size, A, generator, device, left_to_right=True, given=given), W
+    turn = draw_turns(batch_size, A, generator, device, left_to_right=True, given=given,
+                      rates=rates)
+    return turn, W
 
 
-def hide_nothing(batch_size, A, window, generator, device, given):
+def hide_nothing(batch_size, A, window, generator, device, given, rates=UNIFORM):
     """-> turn (B, A), W: next-token prediction needs no masks; every answer cell has its turn."""
     return torch.arange(1, A + 1, device=device).expand(batch_size, A), A
 

@@ -29,7 +29,7 @@ from config import PRESETS, RANGES, Config
 from decoders import compare
 from likelihood import floor_nats, held_out_nats
 from objectives import make_dials, show_count
-from plumbing import report
+from plumbing import figures, report
 from plumbing.animate import animate
 from plumbing.checkpoint import (load_checkpoint, load_model, read_log, replace_file,
                                  save_checkpoint, write_text)
@@ -53,6 +53,7 @@ class Run:
     name: str
     config: dict  # fields of Config
     grid: tuple = ({},)  # arguments of make_dials; test: a file of --puzzles instead of own tests
+    like: str = ""  # "preset/name": its training is that run's, taken up where it was made
     steps_of: str = ""  # train as many steps as that run took, which stops when it has solved
     shipped: str = ""  # a checkpoint of this repository, to be loaded instead of trained
     ship: bool = False  # keep the trained weights, in bf16, beside the results
@@ -104,6 +105,7 @@ FINDINGS = {
     # One GPU: 9x9 puzzles, givens in place; ar with the puzzle as a prompt.
     "sudoku9": (
         Run("mdm", dict(S9, objective="mdm"), on_tests(*ORDERS_AND_STEPS)),
+        Run("mdm-long", dict(S9, objective="mdm", max_seconds=240.0), on_tests(*ORDERS_AND_STEPS)),
         Run("scdm", dict(S9, objective="scdm"), on_tests(*dialled("latents", 0, 8, 32, ALL))),
         Run("sidm", dict(S9, objective="sidm"), on_tests(*ORDERS_AND_STEPS)),
         Run("mtp-1", dict(S9, objective="mtp", window="1"), on_tests({})),
@@ -112,13 +114,16 @@ FINDINGS = {
     ),
     # One GPU: the same puzzles with the givens in place or as a prompt, at equal seconds.
     "layouts": (
-        *(Run(f"{o}-{layout}", dict(S9, objective=o, layout=layout), on_tests({}))
-          for o in ("mdm", "sidm") for layout in ("inplace", "prompt")),
+        *(Run(f"{o}-inplace", dict(S9, objective=o), on_tests({}), like=f"sudoku9/{o}")
+          for o in ("mdm", "sidm")),
+        *(Run(f"{o}-prompt", dict(S9, objective=o, layout="prompt"), on_tests({}))
+          for o in ("mdm", "sidm")),
     ),
     # One GPU: what puzzles that no given can be taken from buy, as a share of the training set.
     "difficulty": (
+        Run("mdm-minimal-0.0", dict(S9, objective="mdm"), on_tests({}), like="sudoku9/mdm"),
         *(Run(f"mdm-minimal-{share}", dict(S9, objective="mdm", minimal_share=share), on_tests({}))
-          for share in (0.0, 0.2, 0.5, 1.0)),
+          for share in (0.2, 0.5, 1.0)),
     ),
     # Two CPU cores: puzzles of newspapers.
     "sudoku9-cpu": (
@@ -149,8 +154,9 @@ FINDINGS = {
     # One GPU: the decoders of other papers, over their knobs, on puzzles and from empty boards.
     "decoders": (
         Run("puzzles", dict(S9, objective="mdm"),
-            (*compare.grid("own"), *compare.grid("radcliffe_mixed_2500.txt"))),
-        Run("boards", dict(GEN9, objective="mdm"), compare.grid("own", ceilings=())),
+            (*compare.grid("own"), *compare.grid("radcliffe_mixed_2500.txt")), like="sudoku9/mdm"),
+        Run("boards", dict(GEN9, objective="mdm"), compare.grid("own", ceilings=()),
+            like="sudoku9-gen/mdm"),
     ),
     # One GPU: the checkpoint that the demo ships.
     "demo-dial": (Run("scdm", DIAL, WHOLE_DIAL, ship=True),),
@@ -175,14 +181,15 @@ def do_run(preset, r, seed, args, command):
     """Train or load one Run, evaluate its dials, write its files -> what its json holds."""
     device, autocast, _ = choose_device(args.device)
     file = Path(args.results) / preset / f"{r.name}-seed{seed}.json"
-    out = Path(args.out) / preset / f"{r.name}-seed{seed}"
+    trained = f"{r.like or f'{preset}/{r.name}'}-seed{seed}"
+    out = Path(args.out) / trained
     begun = time.perf_counter()
     if r.shipped:
         checkpoint, source, training = HERE / r.shipped, f"loaded from {r.shipped}", None
     else:
         config = config_of(preset, r, seed, args, out)
         checkpoint = out / "ckpt.pt"
-        source, training = train_one(config, device, file)
+        source, training = train_one(config, device, Path(args.results) / f"{trained}.json")
     model, task, config = load_model(checkpoint, device)
     print(f"  {r.name}: {printable(source, 200)}", flush=True)
     num = args.num or NUM.get(preset, 2048)
@@ -418,7 +425,7 @@ def show_results(args):
         for file in report.write_pages(PAGES, texts, HERE):
             say(f"wrote {file}")
     if args.figures:
-        for file in report.figures(report.load_results(args.results, order()), args.results):
+        for file in figures.draw(report.load_results(args.results, order()), args.results):
             print(f"drew {printable(file, 200)}")
     if args.animate:
         file = Path(args.results) / "latents.gif"

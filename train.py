@@ -25,6 +25,7 @@ from tqdm import tqdm
 import config as configuration
 from config import MAY_CHANGE, MEANS_SOMETHING_FOR, PRESETS, Config
 from data import Task, make_task
+from diffusion import UNIFORM
 from objectives import OBJECTIVES, make_dials
 from plumbing.checkpoint import (build_model, check_out, load_checkpoint, model_with, open_out,
                                  restore, save)
@@ -39,11 +40,11 @@ from sample import evaluate
 # EDIT HERE: the loss, the optimiser and the step
 
 
-def draw_hidden(batch, task, config, generator):
+def draw_hidden(batch, task, config, generator, rates=UNIFORM):
     """What is hidden of a batch -> turn (B, A), W. For the whole batch, whoever computes it."""
     tokens, given = batch
     hide = OBJECTIVES[config.objective].hide
-    return hide(len(tokens), task.A, config.window, generator, tokens.device, given)
+    return hide(len(tokens), task.A, config.window, generator, tokens.device, given, rates)
 
 
 def training_loss(model, batch, hidden, task, config, shard=slice(None)):
@@ -96,11 +97,11 @@ def make_step(state):
     forward = torch.compile(state.model) if fast else state.model
     if state.processes > 1:
         forward = torch.nn.parallel.DistributedDataParallel(forward)
-    parts = config.accumulate * state.processes
+    parts, rates = config.accumulate * state.processes, (config.mask_rate_a, config.mask_rate_b)
 
     def forward_backward():
         batch = task.train_batch(config.batch_size, generator, state.device)  # tokens (B, S), given
-        hidden = draw_hidden(batch, task, config, generator)  # turn (B, A), W
+        hidden = draw_hidden(batch, task, config, generator, rates)  # turn (B, A), W
         total = 0.0
         for part in range(state.process, parts, state.processes):
             with state.autocast:
@@ -174,7 +175,7 @@ def make_state(config, task, device, autocast, process=0, count=1, saved=None):
 
 @torch.no_grad()
 def held_out_loss(state):
-    """The training loss on data that training never draws, under masks that are always the same."""
+    """The loss on data that training never draws, under uniform masks that are always the same."""
     tokens, given = state.task.held_out(state.config.eval_samples)
     generator = torch.Generator().manual_seed(2**40 + 2)  # on the CPU: all devices hide the same
     turn, W = draw_hidden((tokens, given), state.task, state.config, generator)

@@ -84,7 +84,8 @@ def ask_2(case):
     if case["kind"] == "turns":
         turn = diffusion.draw_turns(case["B"], case["A"],
                                     torch.Generator().manual_seed(case["seed"]), "cpu",
-                                    left_to_right=case["left_to_right"], given=given)
+                                    left_to_right=case["left_to_right"], given=given,
+                                    rates=case["rates"])
         return {"turn": turn.tolist(), "whole": not turn.is_floating_point()}
     model = Table(case["logits"])
     ranks = {"raw": raw, "none": nothing}[case["ranks"]]

@@ -97,11 +97,12 @@ def check_1(case, answer):
 
 def cases_2(r):
     A, cases = r.randint(4, 6), []
-    plain = {"kind": "turns", "B": 2400, "A": A, "left_to_right": False, "given": None}
+    plain = {"kind": "turns", "B": 2400, "A": A, "left_to_right": False, "given": None,
+             "rates": [1.0, 1.0]}
     row = [False] * (A - 1) + [True]
     r.shuffle(row)
     ragged = [[r.random() < 0.4 for _ in range(A - 1)] + [False] for _ in range(200)]
-    for change in ({}, {"left_to_right": True}, {"given": [row] * 2400},
+    for change in ({}, {"left_to_right": True}, {"given": [row] * 2400}, {"rates": [3.0, 2.0]},
                    {"given": [row] * 300, "B": 300, "left_to_right": True},
                    {"given": ragged, "B": 200}):
         cases.append({**plain, **change, "seed": r.randrange(10**6)})
@@ -133,15 +134,17 @@ def check_2(case, answer):
             claim([turn[i] for i in last] == list(range(1, len(hidden) + 1)),
                   "left to right: the hidden cells are not the last ones in their order")
     if given is None or all(row == given[0] for row in given):
-        check_law(turns, free, case["left_to_right"])
+        check_law(turns, free, case["left_to_right"], *case["rates"])
 
 
-def check_law(turns, free, left_to_right):
+def check_law(turns, free, left_to_right, a, b):
     """m is stratified; given m, every order of the free cells is equally likely."""
     B, F = len(turns), len(free)
     groups = {m: [t for t in turns if sum(x > 0 for x in t) == m] for m in range(1, F + 1)}
-    claim(all(abs(len(g) - B / F) <= 2 for g in groups.values()),
-          "m is not uniform on 1..(cells that may be hidden), stratified over the batch")
+    below = [1 - (1 - (m / F) ** a) ** b for m in range(F + 1)]  # P(m or fewer are hidden)
+    claim(all(abs(len(g) - B * (below[m] - below[m - 1])) <= 2 for m, g in groups.items()),
+          "m, of the cells that may be hidden, does not have the law of its rates (uniform at "
+          "1, 1), stratified over the batch")
     if left_to_right:
         return
     for m, group in groups.items():

@@ -38,7 +38,7 @@ import config as configuration
 from config import PRESETS, Config
 from data import make_task
 from decoders.board import Board, certainty, surest
-from diffusion import draw_turns
+from diffusion import UNIFORM, draw_turns
 from metrics import wilson
 from model import visible
 from objectives import OBJECTIVES, ORDERS, Objective
@@ -105,10 +105,10 @@ def who_sees_whom(lengths, P, token_causal, device):
 # Training
 
 
-def hide_in_blocks(batch_size, A, window, generator, device, given, sizes):
+def hide_in_blocks(batch_size, A, window, generator, device, given, rates=UNIFORM, *, sizes):
     """As diffusion.hide(), in every block of its own -> turn (B, A), lengths of the blocks."""
     lengths = draw_lengths(A, sizes, generator, device)
-    turns = [draw_turns(batch_size, n, generator, device) for n in lengths]  # each (B, n)
+    turns = [draw_turns(batch_size, n, generator, device, rates=rates) for n in lengths]  # (B, n)
     return torch.cat(turns, dim=1), lengths
 
 
@@ -277,7 +277,8 @@ def held_out_nats(model, task, size, how, num, draws=8):
     generator = torch.Generator().manual_seed(2**40 + 4)  # on the CPU: the same on all devices
     total = 0.0
     for _ in range(draws):
-        turn, lengths = hide_in_blocks(len(tokens), task.A, None, generator, "cpu", None, [size])
+        turn, lengths = hide_in_blocks(len(tokens), task.A, None, generator, "cpu", None,
+                                       sizes=[size])
         for rows in torch.arange(len(tokens)).split(256):
             total += block_nats(model, tokens[rows].to(device), turn[rows].to(device), lengths,
                                 task, None, how["token_causal"]).sum().item()

@@ -19,6 +19,14 @@ def test_turns_are_1_to_m_and_m_is_stratified():
         assert sorted(t for t in row if t > 0) == list(range(1, count + 1))
 
 
+def test_other_rates():
+    """P(at most m of 4 hidden) = 1 - (1 - (m / 4)^a)^b; at (2, 1) it is (m / 4)^2."""
+    m = (draw_turns(1600, 4, gen(), "cpu", rates=(2.0, 1.0)) > 0).sum(dim=1)
+    assert m.bincount().tolist() == [0, 100, 300, 500, 700]
+    m = (draw_turns(1600, 4, gen(), "cpu", rates=(1.0, 2.0)) > 0).sum(dim=1)
+    assert m.bincount().tolist() == [0, 700, 500, 300, 100]
+
+
 def test_every_cell_is_as_likely():
     """Each cell is hidden in (A + 1) / 2A of the samples; 6 standard errors."""
     share = (draw_turns(4000, 4, gen(), "cpu") > 0).float().mean(dim=0)

@@ -140,7 +140,7 @@ def test_blocks_of_one_cell_are_autoregressive():
 def test_one_block_is_mdm():
     """The same hidden cells, the same loss, and no clean copy in the pass."""
     g = torch.Generator().manual_seed
-    turn, lengths = hide_in_blocks(8, TASK.A, "all", g(0), "cpu", None, [TASK.A])
+    turn, lengths = hide_in_blocks(8, TASK.A, "all", g(0), "cpu", None, sizes=[TASK.A])
     assert torch.equal(turn, draw_turns(8, TASK.A, g(0), "cpu")) and lengths == (TASK.A,)
     tokens, spy = torch.randint(2, (8, TASK.S), generator=g(1)), Spy(random_model(TASK))
     nats = block_nats(spy, tokens, turn, lengths, TASK, None)
@@ -183,7 +183,7 @@ def test_blocks_of_one_cell_have_a_likelihood(token_causal):
     """
     answers = torch.cartesian_prod(*[torch.arange(2)] * 4)
     tokens = torch.cat([torch.full((16, 1), TASK.BOS), answers], dim=1)
-    turn, lengths = hide_in_blocks(16, 4, "all", torch.Generator(), "cpu", None, [1])
+    turn, lengths = hide_in_blocks(16, 4, "all", torch.Generator(), "cpu", None, sizes=[1])
     nats = block_nats(random_model(TASK), tokens, turn, lengths, TASK, None, token_causal)
     assert nats.std() > 0.01
     assert (-TASK.A * nats).exp().sum().item() == pytest.approx(1, abs=1e-5)
@@ -201,7 +201,7 @@ def test_the_weights_of_the_loss_by_hand():
 
 def test_complementary_masks_hide_each_cell_once():
     generator = torch.Generator().manual_seed(0)
-    turn, lengths = hide_in_blocks(8, 4, "all", generator, "cpu", None, [2])
+    turn, lengths = hide_in_blocks(8, 4, "all", generator, "cpu", None, sizes=[2])
     tokens, spy = torch.randint(2, (8, 5), generator=generator), Spy(random_model(TASK))
     nats = block_nats(spy, tokens, turn, lengths, TASK, None, complementary=True)
     noisy = spy.fed[0][0][:, 1:5]
@@ -217,7 +217,7 @@ def test_complementary_masks_hide_each_cell_once():
 def test_what_is_hidden():
     """In each block m is uniform on 1..n; several sizes are mixed, and fill A exactly."""
     generator = torch.Generator().manual_seed(0)
-    turn, lengths = hide_in_blocks(600, 16, "all", generator, "cpu", None, [6])
+    turn, lengths = hide_in_blocks(600, 16, "all", generator, "cpu", None, sizes=[6])
     assert lengths == (6, 6, 4)
     for part, n in zip((turn > 0).split(lengths, dim=1), lengths):
         counts = part.sum(dim=1).bincount(minlength=n + 1)

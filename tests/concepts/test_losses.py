@@ -2,6 +2,7 @@
 
     A answer positions   m hidden cells   W window
 """
+import contextlib
 import itertools
 import math
 
@@ -49,6 +50,35 @@ def test_masks_are_uniform_and_stratified():
     assert (hidden - 0.625).abs().max() < 0.04
     for t, k in zip(turn[:50], m):
         assert sorted(t[t > 0].tolist()) == list(range(1, int(k) + 1))
+
+
+def test_rates_are_a_law_of_m():
+    """P(m <= k) = 1 - (1 - (k / A)^a)^b, exactly, by strata; hide() passes them on, also mtp's."""
+    def counts(turn):
+        return (turn > 0).sum(dim=1).bincount(minlength=5).tolist()
+
+    for a, b in ((4.0, 1.0), (3.0, 3.0), (0.5, 2.0)):
+        F = [1 - (1 - (k / 4) ** a) ** b for k in range(5)]
+        expected = [0] + [4000 * (F[k] - F[k - 1]) for k in range(1, 5)]
+        for hide in (diffusion.hide, mtp.hide_the_rest):
+            turn, _ = hide(4000, 4, "all", gen(), "cpu", None, (a, b))
+            assert max(abs(c - e) for c, e in zip(counts(turn), expected)) <= 1.5
+    assert counts(diffusion.hide(4000, 4, "all", gen(), "cpu", None)[0]) == [0] + [1000] * 4
+
+
+def test_rates_are_for_training_alone(monkeypatch):
+    """The step draws by the config's rates; what is held out, by uniform ones, whatever they are.
+    """
+    drawn = []
+    config = Config(task="sudoku-gen", board_size=4, train_size=4, mask_rate_a=4.0, mask_rate_b=2.0,
+                    width=8, depth=1, heads=1, batch_size=4, eval_samples=4)
+    task = train.make_task(config)
+    state = train.make_state(config, task, torch.device("cpu"), contextlib.nullcontext())
+    real = train.draw_hidden
+    monkeypatch.setattr(train, "draw_hidden", lambda *args: drawn.append(args[4:]) or real(*args))
+    train.make_step(state)(1.0)
+    train.held_out_loss(state)
+    assert drawn == [((4.0, 2.0),), ()]
 
 
 def test_m_never_exceeds_what_there_is(monkeypatch):

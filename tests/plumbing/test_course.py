@@ -163,7 +163,9 @@ OTHERWISE = {
     rows = []
     for b in range(batch_size):
         free = [i for i in range(A) if given is None or not given[b, i]]
-        m = 1 + min(int((b + R.random()) / batch_size * len(free)), len(free) - 1)
+        u = (b + R.random()) / batch_size
+        share = (1 - (1 - u) ** (1 / rates[1])) ** (1 / rates[0])
+        m = 1 + min(int(share * len(free)), len(free) - 1)
         if not left_to_right:
             R.shuffle(free)
         row = [0] * A

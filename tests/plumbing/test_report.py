@@ -7,7 +7,7 @@ import pytest
 
 import reproduce
 from metrics import wilson
-from plumbing import report
+from plumbing import figures, report
 from plumbing.cli import BadInput, run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -257,11 +257,11 @@ def test_other_files_are_left_alone(copy, capsys):
 
 def test_figures(found, tmp_path):
     pytest.importorskip("matplotlib")
-    files = report.figures(found, tmp_path)
+    files = figures.draw(found, tmp_path)
     assert files and all(f.read_bytes()[:4] == b"\x89PNG" for f in files)
     assert sorted(tmp_path.iterdir()) == sorted(files)  # nothing is left beside them
     # also before windows has been trained
-    assert report.figures({"sudoku6": found["sudoku6"]}, tmp_path) == [tmp_path / "sudoku6.png"]
+    assert figures.draw({"sudoku6": found["sudoku6"]}, tmp_path) == [tmp_path / "sudoku6.png"]
 
 
 def test_the_curve_of_a_log(tmp_path):
@@ -269,12 +269,12 @@ def test_the_curve_of_a_log(tmp_path):
     log = tmp_path / "a-seed0.csv"
     head = "step,seconds,loss_nats,lr_scale,solved,num\n1,0.5,1.0,1.0,,\n2,1.5,1.0,1.0,3,4\n"
     log.write_text(head)
-    assert report.curve(log) == ([1.5], [75.0])
+    assert figures.curve(log) == ([1.5], [75.0])
     for row in ("3,2.0,1.0,1.0,5,4", "3,nan,1.0,1.0,1,4", "3,2.0,1.0,1.0,x,4", "3,2.0,1.0,1.0,0,0",
                 "3,2.0,1.0,1.0,1", "3,,1.0,1.0,1,4"):
         log.write_text(f"{head}{row}\n")
         with pytest.raises(BadInput, match="a-seed0.csv line 4"):
-            report.curve(log)
+            figures.curve(log)
     log.unlink()
     with pytest.raises(BadInput, match="a-seed0.csv"):
-        report.curve(log)
+        figures.curve(log)
