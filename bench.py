@@ -3,6 +3,7 @@
     B batch   S positions   n latents   N parameters   L blocks   D width
 
     python bench.py                   # everything, at the size of a preset that suits the device
+    python bench.py --what train --width 512 --depth 6                # 19M parameters
     python bench.py --what scale      # seconds per training step against S and N, fitted exponents
     python bench.py --what sample --out results/bench-sample.json     # for reproduce.py --table
     python bench.py --what processes  # torchrun: one process per GPU against one process
@@ -29,7 +30,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from config import PRESETS, Config
+from config import PRESETS, RANGES, Config, check
 from data import Task, make_task
 from objectives import OBJECTIVES, make_dials, show_count
 from plumbing.checkpoint import read_log, write_text
@@ -42,6 +43,7 @@ from plumbing.report import bench_markdown
 from sample import decode, decode_next_token
 from train import make_state, make_step
 
+SIZE = ("width", "depth", "heads")
 PEAK = {"H100": 989e12, "H200": 989e12}  # flops per second
 
 
@@ -98,7 +100,8 @@ def time_training(task, config, device, autocast, repeats, steps=10):
     peak = next((rate for gpu, rate in PEAK.items() if gpu in name), None)
     return {"objective": config.objective, "optimizer": config.optimizer,
             "compiled": config.compile and device.type == "cuda", "params": model.num_params(),
-            "batch_size": config.batch_size, "S": task.S, "ms_per_step": 1000 * seconds,
+            "heads": config.heads, "batch_size": config.batch_size, "S": task.S,
+            "ms_per_step": 1000 * seconds,
             "tokens_per_second": tokens / seconds, "tflops": flops / seconds / 1e12,
             "utilisation": peak and flops / seconds / peak,
             "peak_memory_gb": peak_memory_gb(device)}
@@ -274,6 +277,9 @@ def parse_args(argv):
     p = Parser(__doc__)
     p.add_argument("--preset", choices=sorted(PRESETS),
                    help="whose model size and batch; default: sudoku9 on a GPU, else sudoku9-cpu")
+    for field in SIZE:
+        p.add_argument(f"--{field}", type=number(*RANGES[field]), metavar="N",
+                       help="of the model; default: the preset's")
     p.add_argument("--what", choices=("train", "sample", "scale", "processes", "all"),
                    default="all", help="what to measure; all leaves processes out")
     p.add_argument("--processes", type=number(2, 4096),
@@ -291,16 +297,22 @@ def parse_args(argv):
 def chosen_config(args, device):
     """-> Config: mdm and AdamW at the size of the preset. What is measured varies from there."""
     name = args.preset or ("sudoku9" if device.type == "cuda" else "sudoku9-cpu")
-    config = Config(**PRESETS[name])
+    asked = {field: getattr(args, field) for field in SIZE if getattr(args, field)}
+    config = Config(**{**PRESETS[name], **asked})
+    check(config)
     if config.task == "sudoku":
         config.layout = "prompt"  # the layout that every objective can be trained on
     return replace(config, max_steps=10**9, device=args.device, optimizer="adamw", objective="mdm")
 
 
 def training_kinds(config, device):
-    """What --what train measures: every objective; mdm with twice the batch, Muon, no compiler."""
+    """What --what train measures: every objective; mdm with twice the batch, with heads of 128
+    where they fit, with both, with Muon, without the compiler."""
     kinds = [replace(config, objective=o) for o in OBJECTIVES]
-    kinds.append(replace(config, batch_size=2 * config.batch_size))
+    twice, wide = {"batch_size": 2 * config.batch_size}, {"heads": config.width // 128}
+    kinds.append(replace(config, **twice))
+    if config.width % 128 == 0 and wide["heads"] != config.heads:
+        kinds += [replace(config, **wide), replace(config, **twice, **wide)]
     kinds.append(replace(config, optimizer="muon"))
     if device.type == "cuda":
         kinds.append(replace(config, compile=False))

@@ -18,7 +18,7 @@ order they would be decoded. Training hides cells and calls it; sample.py calls 
 import torch
 import torch.nn.functional as F
 
-UNIFORM = (1.0, 1.0)  # mask rates, see draw_turns()
+UNIFORM = (1.0, 1.0)  # a, b of the mask rate's law, see draw_turns()
 
 
 def joint(turn, W=None):
@@ -41,16 +41,16 @@ def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None
 
     Cells are lined up in an order (random, or left to right), the last m of them are hidden, and m
     is uniform on 1..A, stratified over the batch so that every batch holds all noise levels. given
-    (B, A) bool or None: cells that are never hidden; m is then uniform on 1..(cells not given).
+    (B, A) bool or None: cells that are never hidden; A is then the number of the others.
     Returns turn (B, A) int64: <= 0 for a known cell; 1..m for the hidden ones, in their order.
 
     The paper draws a rate t in (0, 1] and weights by 1/t, which needs t >= 1e-3 and can hide
     nothing. Drawing m has the same expectation (sum over t of the weight = mean over m), with
     neither problem.
 
-    rates (a, b): the hidden share is Kumaraswamy(a, b), which has the distribution function
-    1 - (1 - x^a)^b and is uniform at (1, 1). Elsewhere the mean loss bounds no likelihood any more,
-    but learning dwells where it is hard: halfway (3, 3), or with all blanks of a puzzle (4, 1).
+    rates (a, b): P(m <= k) = 1 - (1 - (k / A)^a)^b, the law of Kumaraswamy, uniform at (1, 1).
+    Elsewhere the mean loss bounds no likelihood any more, but learning dwells where it is hard:
+    three fifths hidden on average at (3, 3), four fifths at (4, 1).
     """
     strata = torch.arange(batch_size, device=device)
     strata = strata + torch.rand(batch_size, generator=generator, device=device)

@@ -3,7 +3,7 @@
     B batch   P prompt positions   A answer positions   S = P + A   K answer symbols   W window
 
 `mtp` is diffusion.py with two changes. The hidden cells are not random: they are the last m, so a
-uniformly random cut splits the answer into known and unknown. And only the first W unknown cells,
+random cut splits the answer into known and unknown. And only the first W unknown cells,
 the WINDOW, are visible and scored. At inference the first of the window is committed; the other W -
 1 are latent tokens. W = 1 has no latents and is the control; W = A ("all") has all of them. (arXiv
 2602.03769, AR with multi-token prediction.)

@@ -39,7 +39,7 @@ from config import PRESETS, Config
 from data import make_task
 from decoders.board import Board, certainty, surest
 from diffusion import UNIFORM, draw_turns
-from metrics import wilson
+from metrics import summarize
 from model import visible
 from objectives import OBJECTIVES, ORDERS, Objective
 from plumbing.checkpoint import check_out, load_checkpoint, load_model, save_checkpoint
@@ -298,15 +298,12 @@ def report(args, size, model, task, config, how, device, autocast):
                                token_causal=how["token_causal"], cached=not args.no_cache)
         seconds = time.perf_counter() - began
         nats = held_out_nats(model, task, size, how, args.num)
-    solved = int(task.check(start, tokens[:, task.P:].cpu()).sum())
-    mean = {name: round(values.double().mean().item(), 2) for name, values in stats.items()}
+    metrics = summarize(task, start, tokens[:, task.P:].cpu(), None, stats, seconds)
     return {"task": task.name, "objective": "block", "params": model.num_params(),
             "trained_sizes": how["sizes"], "token_causal": how["token_causal"],
-            "complementary": how["complementary"], "size": size, "num": args.num, "solved": solved,
-            "interval": wilson(solved, args.num), "held_out_nats": nats, **mean,
+            "complementary": how["complementary"], "size": size, "held_out_nats": nats, **metrics,
             "order": order, "k": args.k, "tau": args.tau, "sure": args.sure,
-            "cached": not args.no_cache, "seed": args.seed,
-            "seconds": round(seconds, 3), "device": str(device)}
+            "cached": not args.no_cache, "seed": args.seed, "device": str(device)}
 
 
 def show_decoded(args, file, sizes=None):

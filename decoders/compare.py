@@ -131,6 +131,13 @@ def pool(key, members, group):
             "lost": None if None in lost else sum(lost) / num, **mean}
 
 
+def wall_seconds(result):
+    """What a result took, with its training, also where that had been done before."""
+    training = result["training"] or {}
+    earlier = result.get("source", "").startswith("trained earlier")
+    return result["wall_seconds"] + (training.get("wall_seconds", 0) if earlier else 0)
+
+
 def tables(results):
     """-> Markdown: a table for each checkpoint and test set."""
     if not results:
@@ -139,10 +146,12 @@ def tables(results):
                              (d["machine"] for d in results))
     walls = {}
     for d in results:
-        walls.setdefault(d["name"], []).append(d["wall_seconds"] / 60)
+        walls.setdefault(d["name"], []).append(wall_seconds(d) / 60)
     minutes = " and ".join(f"{name} {sum(w) / len(w):.1f}" for name, w in walls.items())
-    parts = [f"`python reproduce.py --preset decoders --puzzles DIR` ({' and '.join(machines)}; "
-             f"minutes a seed, with training: {minutes})"]
+    most = max(map(len, walls.values()))
+    command = "python reproduce.py --preset decoders" + f" --seeds {most}" * (most > 1)
+    parts = [f"`{command} --puzzles DIR` ({' and '.join(machines)}; minutes a seed, with training: "
+             f"{minutes})"]
     for (name, test), rows in pooled(results).items():
         seeds = max(r["seeds"] for r in rows)
         text = [f"**decoders, {name}, test {test.removesuffix('.txt')}** ({seeds} seed"

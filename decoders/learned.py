@@ -26,7 +26,7 @@ from decoders.heads import (filter_decode, odds, policy_decode, replay, train_fi
 from decoders.oracle import oracle_decode
 from decoders.plain import plain
 from decoders.tune import tune_certainty, tune_mdpo
-from metrics import score, wilson
+from metrics import summarize
 from objectives import OBJECTIVES
 from plumbing.checkpoint import load_model, write_text
 from plumbing.cli import DEVICES, BadInput, Parser, choose_device, end, number, path, run, say
@@ -81,19 +81,16 @@ def measure(model, task, ranks, puzzles, loop, seed=0, batch_size=128):
     """
     start, answers = puzzles
     keys = sample_keys(seed, start, copies_differ=False)
-    parts = []
+    parts, began = [], time.perf_counter()
     for i in range(0, len(start), batch_size):
         rows = slice(i, i + batch_size)
         board = Board(model, task, ranks, start[rows], keys[rows])
         tokens, stats = finish(board, loop(board, answers[rows]))
         parts.append((tokens[:, task.P:], stats["nfe"], stats["tokens"]))
     found, nfe, pairs = (torch.cat(part) for part in zip(*parts, strict=True))
-    solved = task.check(start, found)
-    k, num = int(solved.sum()), len(start)
-    return {"num": num, "solved": k, "solved_rate": k / num, "interval": wilson(k, num),
-            "cell_acc": score(task, start, found, answers)["cell_acc"],
-            "nfe": round(nfe.double().mean().item(), 2),
-            "tokens": round(pairs.double().mean().item(), 1)}, solved
+    stats = {"nfe": nfe, "tokens": pairs}
+    row = summarize(task, start, found, answers, stats, time.perf_counter() - began)
+    return row, stats["solved"]
 
 
 def curve(name, model, task, ranks, test, validation, loops, reference, rows):

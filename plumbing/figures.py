@@ -91,7 +91,8 @@ def lines_of(rows):
 
 
 def draw_puzzles(plt, rows, title):
-    """A line for each test set: mdm, the surest cells first, from eight a pass to restarts."""
+    """A line for each test set and the first two models of mdm: the surest cells first, from eight
+    a pass to restarts."""
     figure, axis = plt.subplots(figsize=(8, 4.4))
     tests = list(dict.fromkeys(r["test"] for r in rows))
     models = list(dict.fromkeys(r["name"] for r in rows if r["objective"] == "mdm"))[:2]
@@ -111,7 +112,7 @@ def draw_puzzles(plt, rows, title):
                 axis.plot(r["nfe"], 100 * r["rate"], "x", color=color, ms=8)
     for style, model in zip(("k-o", "k:s"), models):
         seconds = next(r["train_seconds"][0] for r in rows if r["name"] == model)
-        axis.plot([], [], style, label=f"{seconds:.0f} s of training")
+        axis.plot([], [], style, label=f"{model}, {seconds:.0f} s of training")
     axis.plot([], [], "kx", label="random order")
     axis.set(title=title, xscale="log", ylim=(-2, 103), ylabel="solved, %",
              xlabel="forward passes per puzzle: 8, 4, 2, 1 cells a pass, then up to 4, 16 restarts")

@@ -398,7 +398,7 @@ def command_line(preset, results):
         for m in (d["machine"] for d in results))
     walls = {}
     for d in results:
-        walls.setdefault(d["name"], []).append(d["wall_seconds"])
+        walls.setdefault(d["name"], []).append(compare.wall_seconds(d))
     minutes = sum(sum(wall) / len(wall) for wall in walls.values()) / 60
     fewest, most = min(map(len, walls.values())), max(map(len, walls.values()))
     command = f"python reproduce.py --preset {preset}" + (f" --seeds {most}" if most > 1 else "")

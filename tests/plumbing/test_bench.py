@@ -100,7 +100,19 @@ def test_bench_report_as_tables(tiny_preset, tmp_path, capsys):
     assert list(file.parent.iterdir()) == [file]  # nothing is left beside it
 
 
+def test_the_model_may_have_another_size():
+    """Heads of 128 and twice the batch are measured apart and together, where heads fit."""
+    args = bench.parse_args(["--preset", "sudoku9", "--width", "512", "--depth", "6"])
+    config = bench.chosen_config(args, torch.device("cpu"))
+    assert (config.width, config.depth, config.heads) == (512, 6, 8)
+    kinds = [(c.heads, c.batch_size) for c in bench.training_kinds(config, torch.device("cpu"))]
+    assert {(8, 512), (8, 1024), (4, 512), (4, 1024)} == set(kinds)
+    narrow = bench.chosen_config(bench.parse_args(["--width", "96"]), torch.device("cpu"))
+    assert {c.heads for c in bench.training_kinds(narrow, torch.device("cpu"))} == {narrow.heads}
+
+
 @pytest.mark.parametrize("argv, words", [
+    (["--width", "100", "--heads", "3"], "not a multiple of --heads 3"),
     (["--what", "speed"], "legal: train, sample"), (["--repeats", "0"], "--repeats"),
     (["--out", ""], "is not a path"), (["--out", "/dev/null/b.json"], "/dev/null/b.json"),
     (["--preset", "sudoku44"], "did you mean sudoku4")])

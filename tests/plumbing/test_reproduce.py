@@ -85,6 +85,28 @@ def test_demo_preset_runs_twice_and_says_what_it_did(tiny_findings, folders, tmp
     assert "| star G(2,4) | mtp (trained at W = all) | all |" in capsys.readouterr().out
 
 
+def test_a_training_is_shared(tiny_findings, folders, tmp_path, capsys):
+    """`difficulty` takes up what sudoku9 trained, and what its json knows of it. The json of
+    another machine, whose training took other steps, is not believed."""
+    def training_of(preset, name):
+        file = tmp_path / "r" / preset / f"{name}-seed0.json"
+        return json.loads(file.read_text())["training"], file
+
+    assert run(reproduce.main, ["--preset", "sudoku9", "--only", "mdm", "--num", "2",
+                                *folders]) == 0
+    first, file = training_of("sudoku9", "mdm")
+    assert "trained live" in capsys.readouterr().out
+    again = ["--preset", "difficulty", "--only", "mdm-minimal-0.0", "--num", "2", *folders]
+    assert run(reproduce.main, again) == 0
+    assert "trained earlier" in capsys.readouterr().out
+    assert training_of("difficulty", "mdm-minimal-0.0")[0] == first
+    foreign = json.loads(file.read_text())
+    foreign["training"].update(steps=first["steps"] + 1, seconds=1e6)
+    file.write_text(json.dumps(foreign))
+    assert run(reproduce.main, again) == 0
+    assert training_of("difficulty", "mdm-minimal-0.0")[0]["seconds"] == first["seconds"]
+
+
 @pytest.mark.parametrize("argv, words", [
     ([], "nothing to do"),
     (["--preset", "demmo"], "did you mean demo"),

@@ -277,6 +277,7 @@ def test_a_decoder_that_undoes_is_shown(page, traces, folder):
     browser.run("location.hash = '#step=2'")
     wait(browser, "return now.step === 2")
     assert labels(browser)[cell].endswith(": taken back now")
+    assert "taken back now" in browser.text("#legend")
     assert browser.text(f'.cell[data-cell="{cell}"]') == found["symbols"][symbol]
 
 
@@ -286,6 +287,7 @@ def test_a_decoder_that_undoes_is_shown(page, traces, folder):
 def test_moving(page, traces):
     """Buttons, keys, slider, play; and the address holds all of it."""
     browser = page(traces["all"])
+    assert "taken back" not in browser.text("#legend")  # only where something is
     for key, step in (("End", 36), ("Home", 0), ("ArrowRight", 1), ("ArrowRight", 2),
                       ("ArrowLeft", 1), ("PageDown", 2), ("PageUp", 1)):
         browser.press(key)
