@@ -317,7 +317,8 @@ def cut_down(script, argv, tmp_path, data_dir):
         argv += ["--train-size", "20"] if any("sudoku" in a for a in argv) else []
     if script == "bench.py":
         argv = [*argv, "--preset", "sudoku4", "--repeats", "1", "--batch-size", "2"]
-        argv += ["--device", "cpu"] + ([] if "--what" in argv else ["--what", "train"])
+        argv += ["--width", "16", "--depth", "1", "--heads", "2", "--device", "cpu"]
+        argv += [] if "--what" in argv else ["--what", "train"]
     if script == "-m decoders.exact":
         argv = [*argv, "--num", "4", "--decoder", "plain"]
     if script == "sample.py" and "--num" in argv:
