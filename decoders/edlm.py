@@ -37,11 +37,12 @@ def edlm(drafter, verifier, task, draft_ranks, start, keys, passes=8, drafts=2):
 
     start (B, S) without givens -> tokens (B, S), stats each (B,): nfe: passes of both models, all
     drafts of a round being one; tokens: pairs of both. Not here: the window of rounds in which the
-    paper picks (all do), and energies that are trained. (The released code weighs by exp(+E) as I
-    read it; by the paper's formula, and here, a low energy is likely.)
+    paper picks (all do), and energies that are trained. (The released code is said to weigh by
+    exp(+E), not verified; by the paper's formula, and here, a low energy is likely.)
     """
     P, A, S = task.P, task.A, task.S
     positions, B = torch.arange(S, device=start.device), len(start)
+    passes = min(passes, A)  # beyond that some rounds would keep nothing
     rank = next_token_ranks(OBJECTIVES["ar"].ranks, task, start.device)  # CAUSAL
     order = uniform(keys, 0, A).argsort(dim=1).argsort(dim=1)  # (B, A) of each cell, 0 is first
     tokens = start.clone()
@@ -67,10 +68,10 @@ def edlm(drafter, verifier, task, draft_ranks, start, keys, passes=8, drafts=2):
         # 3. keep the next share
         keep = order < -(-(t + 1) * A // passes)  # rounded up: the last round keeps all
         tokens[:, P:] = picked.where(keep, cells)
-    rounds = min(passes, A)  # beyond A some rounds would keep nothing; main() refuses them
-    pairs = rounds * (S + drafts * (S - 1) * (drafts > 1))
-    nfe = torch.full((B,), rounds * (1 + (drafts > 1)), device=start.device)
-    return tokens, {"nfe": nfe, "tokens": torch.full_like(nfe, pairs)}
+    asked = drafts > 1  # was the verifier
+    nfe = torch.full((B,), passes * (1 + asked), device=start.device)
+    return tokens, {"nfe": nfe, "tokens": torch.full_like(nfe, passes * (
+        S + asked * drafts * (S - 1)))}
 
 
 def log_likelihood(verifier, task, tokens, rank):
@@ -94,20 +95,19 @@ def main(argv=None):
     device, autocast, reason = choose_device(args.device)
     drafter, ranks, verifier, task = load_pair(args.draft, args.verify, device)
     say(reason)
-    passes = min(args.passes, task.A)
     start, _ = task.test_set(args.num)
     keys, parts, began = sample_keys(args.seed, start, copies_differ=True), [], time.perf_counter()
     size = max(1, (4096 if device.type == "cpu" else 320_000 // task.S) // args.drafts)
     for i in tqdm(range(0, len(start), size), desc="EDLM", delay=2, leave=False):
         part, part_keys = start[i:i + size].to(device), keys[i:i + size].to(device)
         with autocast:
-            tokens, stats = edlm(drafter, verifier, task, ranks, part, part_keys, passes,
+            tokens, stats = edlm(drafter, verifier, task, ranks, part, part_keys, args.passes,
                                  args.drafts)
         parts.append((tokens[:, task.P:].cpu(), {k: v.cpu() for k, v in stats.items()}))
     answers = torch.cat([answers for answers, _ in parts])
     stats = {name: torch.cat([s[name] for _, s in parts]) for name in parts[0][1]}
     metrics = summarize(task, start, answers, None, stats, time.perf_counter() - began)
-    print(json.dumps({"task": task.name, **metrics, "passes": passes, "drafts": args.drafts,
+    print(json.dumps({"task": task.name, **metrics, "passes": args.passes, "drafts": args.drafts,
                       "temperature": 1.0, "seed": args.seed, "device": str(device)}))
 
 

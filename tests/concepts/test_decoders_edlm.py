@@ -89,7 +89,7 @@ def test_the_program(tiny_checkpoints, capsys):
     assert not run(main, [*pair, "--num", "5", "--passes", "99", "--drafts", "3"])
     said = json.loads(capsys.readouterr().out)
     task = make_task(task_config("sudoku-gen"))
-    assert said["passes"] == task.A and said["nfe"] == 2 * task.A and said["num"] == 5
+    assert said["passes"] == 99 and said["nfe"] == 2 * task.A and said["num"] == 5
     assert said["tokens"] == task.A * (task.S + 3 * (task.S - 1))
     for argv, words in ((["--drafts", "0"], "--drafts"), (["--passes", "0"], "--passes")):
         assert run(main, [*pair, *argv]) == 2
