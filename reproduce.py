@@ -248,6 +248,15 @@ def train_one(config, device, file):
     begun = time.perf_counter()
     watch_memory(device)
     taken_up = train(config, resume=True) is None
+    if taken_up and file.exists():
+        try:  # it knows what that training took
+            earlier = report.read_result(file)["training"]
+        except BadInput as e:
+            say(f"not used, and written again: {e}")
+            earlier = None
+        steps = load_checkpoint(Path(config.out) / "ckpt.pt")["step"]
+        if earlier and earlier["steps"] == steps:
+            return f"trained earlier, in {config.out}", earlier
     log = Path(config.out) / "log.csv"
     logged = read_log(log)
     try:
@@ -259,14 +268,6 @@ def train_one(config, device, file):
     except (IndexError, KeyError, TypeError, ValueError):
         raise BadInput(f"{printable(log, 200)} does not end in a row of numbers; "
                        "move its folder away to train again") from None
-    if taken_up and file.exists():
-        try:  # it knows what that training took
-            earlier = report.read_result(file)["training"]
-        except BadInput as e:
-            say(f"not used, and written again: {e}")
-            earlier = None
-        if earlier and earlier["steps"] == training["steps"]:
-            return f"trained earlier, in {config.out}", earlier
     peak = peak_memory_gb(device)
     training["wall_seconds"] = round(time.perf_counter() - begun, 1)
     training["peak_memory_gb"] = peak and round(peak, 2)

@@ -60,12 +60,14 @@ def recorded(state):
 SCALES = [0.1, 1.0, 0.5, 0.0, 0.02]
 
 
-@pytest.mark.parametrize("optimizer, tolerance", [("adamw", 1e-4), ("muon", 2e-3)])
-def test_the_recorded_step_is_the_plain_one(optimizer, tolerance, data_dir):
+@pytest.mark.parametrize("optimizer, tolerance", [("adamw", 1e-4), ("muon", 1e-3)])
+def test_the_recorded_step_is_the_plain_one(optimizer, tolerance, data_dir, monkeypatch):
     """Losses and weights over steps of different scales; at scale 0 nothing moves.
 
-    (Muon works in bf16, which amplifies what rounding leaves.)
+    (Muon works in bf16, which amplifies what rounding leaves, on some processors more than on
+    others: here it works in fp32.)
     """
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     plain, other = fresh_state(optimizer, data_dir), fresh_state(optimizer, data_dir)
     steps = train.make_step(plain), recorded(other)
 
