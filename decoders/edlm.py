@@ -23,6 +23,7 @@ from mtp import next_token_ranks
 from objectives import OBJECTIVES
 from plumbing.cli import DEVICES, Parser, choose_device, end, number, path, run, say
 from plumbing.randomness import sample_keys, uniform
+from sample import draw
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def edlm(drafter, verifier, task, draft_ranks, start, keys, passes=8, drafts=2):
         logits = drafter(tokens, positions, rank_of(draft_ranks, task, tokens))[:, P:]
         log_p = logits.float().log_softmax(dim=-1).unsqueeze(1)  # (B, 1, A, K)
         noise = uniform(keys, 2 * t + 1, drafts, A, task.K)
-        symbols = (log_p - (-noise.log()).log()).argmax(dim=-1)  # (B, J, A)
+        symbols = draw(log_p, 1.0, noise)  # (B, J, A)
         unknown = (cells == task.MASK).unsqueeze(1)  # (B, 1, A)
         x = symbols.where(unknown, cells.unsqueeze(1))  # (B, J, A)
         # 2. pick
@@ -62,8 +63,7 @@ def edlm(drafter, verifier, task, draft_ranks, start, keys, passes=8, drafts=2):
             log_q = (log_q * unknown).sum(dim=2)  # (B, J)
             whole = torch.cat([tokens[:, :P].unsqueeze(1).expand(-1, drafts, -1), x], dim=2)
             log_w = log_likelihood(verifier, task, whole.flatten(0, 1), rank).view(B, -1) - log_q
-            chance = uniform(keys, 2 * t + 2, drafts)
-            best = (log_w - (-chance.log()).log()).argmax(dim=1)  # (B,) a draw by the weights
+            best = draw(log_w, 1.0, uniform(keys, 2 * t + 2, drafts))  # (B,) by the weights
             picked = x[torch.arange(B, device=best.device), best]
         # 3. keep the next share
         keep = order < -(-(t + 1) * A // passes)  # rounded up: the last round keeps all

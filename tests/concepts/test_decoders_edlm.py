@@ -12,7 +12,7 @@ from model import CAUSAL
 from plumbing.cli import run
 
 TASK = ToyTask()
-# four bits, the first two equal, the last two equal: marginals are all 1/2, the joint is not
+# four bits, the first two equal, the last two equal: the joint is not the product of its marginals
 SUPPORT = torch.tensor([[a, a, b, b] for a in (0, 1) for b in (0, 1)])
 WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0])
 
