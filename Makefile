@@ -8,8 +8,19 @@ PYTHON ?= python3
 demo: .venv/ready
 	.venv/bin/python reproduce.py --preset demo --results out/results
 
+# Two halves side by side, equally long; the second speaks when it is done. Starters have only one.
+FIRST = $(wildcard tests/concepts tests/viewer course/tests tests/plumbing/test_course.py)
+SECOND = $(wildcard tests/plumbing)
+
 test: .venv/ready
-	.venv/bin/python -m pytest
+	@$(MAKE) --no-print-directory -j2 test-first $(if $(SECOND),test-second)
+
+test-first:
+	.venv/bin/python -m pytest $(FIRST)
+
+test-second:
+	@.venv/bin/python -m pytest $(SECOND) --ignore=tests/plumbing/test_course.py \
+	    > .venv/second.txt 2>&1; code=$$?; cat .venv/second.txt; exit $$code
 
 viewer-test: .venv/ready
 	command -v chromedriver || (apt-get update && apt-get install -y chromium chromium-driver)
@@ -24,4 +35,4 @@ viewer-test: .venv/ready
 clean:
 	rm -rf .venv out data/cache
 
-.PHONY: demo test viewer-test clean
+.PHONY: demo test test-first test-second viewer-test clean
