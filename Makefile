@@ -8,19 +8,23 @@ PYTHON ?= python3
 demo: .venv/ready
 	.venv/bin/python reproduce.py --preset demo --results out/results
 
-# Two halves side by side, equally long; the second speaks when it is done. Starters have only one.
-FIRST = $(wildcard tests/concepts tests/viewer course/tests tests/plumbing/test_course.py)
+# Two halves side by side, about equally long. The second is shown when both are done, also after
+# Ctrl-C. A starter of the course has only the first.
+FIRST = $(filter-out tests/plumbing/ tests/__pycache__/,$(wildcard tests/*/)) \
+    $(wildcard course/tests tests/plumbing/test_course.py)
 SECOND = $(wildcard tests/plumbing)
 
-test: .venv/ready
-	@$(MAKE) --no-print-directory -j2 test-first $(if $(SECOND),test-second)
+test:
+	@rm -f .venv/second.txt; trap : INT; \
+	    $(MAKE) --no-print-directory -j2 test-first $(if $(SECOND),test-second); \
+	    code=$$?; cat .venv/second.txt 2> /dev/null; exit $$code
 
-test-first:
+test-first: .venv/ready
 	.venv/bin/python -m pytest $(FIRST)
 
-test-second:
-	@.venv/bin/python -m pytest $(SECOND) --ignore=tests/plumbing/test_course.py \
-	    > .venv/second.txt 2>&1; code=$$?; cat .venv/second.txt; exit $$code
+test-second: .venv/ready
+	@exec .venv/bin/python -m pytest $(SECOND) --ignore=tests/plumbing/test_course.py \
+	    > .venv/second.txt 2>&1
 
 viewer-test: .venv/ready
 	command -v chromedriver || (apt-get update && apt-get install -y chromium chromium-driver)

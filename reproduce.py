@@ -70,7 +70,8 @@ def on_tests(*dials):
 
 S6, DEMO, STAR, PLANNING = (PRESETS[p] for p in ("sudoku6", "demo", "star", "planning"))
 S9, GEN9 = PRESETS["sudoku9"], PRESETS["sudoku9-gen"]
-# W = 1 counts the first hidden cell alone: with other mask rates the last cells have no practice.
+# mtp: W = 1 counts the first hidden cell alone, so with other mask rates the last cells have hardly
+# any practice; W = all is to differ from it in nothing else.
 EVEN = dict(mask_rate_a=1.0, mask_rate_b=1.0)
 TESTS = ("own", "kaggle_easy_2000.txt", "radcliffe_mixed_2500.txt", "bank_diabolical_150.txt",
          "top95.txt")

@@ -125,6 +125,7 @@ def train_filter(confidence, unknown, right, generator, corrects=True, steps=200
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        torch.clear_autocast_cache()  # it holds the weights of before the step, in bf16
     return head
 
 
@@ -243,4 +244,5 @@ def train_policy(model, task, ranks, start, generator, updates=60, prompts=8, G=
             loss.backward()
             nn.utils.clip_grad_norm_(head.parameters(), 1.0)
             optimizer.step()
+            torch.clear_autocast_cache()  # it holds the weights of before the step, in bf16
     return head

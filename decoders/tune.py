@@ -37,6 +37,7 @@ def step_of(optimizer, loss):
     loss.backward()
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
     optimizer.step()
+    torch.clear_autocast_cache()  # it holds the weights of before the step, in bf16
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,31 +1,36 @@
 """ADJUST: without extra cells it is plain; with a true layer the next cell sees the last."""
+from contextlib import nullcontext
+
 import pytest
 import torch
 from conftest import ToyTask, empty, keys_for, random_model, task_config
 
 from data import make_task
+from decoders import adjust as program
 from decoders import finish
-from decoders.adjust import adjust, layer_loss, main, train_layer, trunk_of
+from decoders.adjust import Layer, adjust, layer_loss, main, share_of_pass, train_layer, trunk_of
 from decoders.board import Board
 from decoders.plain import plain
-from diffusion import joint
+from diffusion import independent, joint
+from model import Transformer
 from plumbing.cli import run
 
 TASK = ToyTask()
 
 
-def decoded(model, loop, count=50):
-    board = Board(model, TASK, joint, start := empty(TASK, count), keys_for(start), 1.0)
+def decoded(model, loop, count=50, ranks=joint):
+    board = Board(model, TASK, ranks, start := empty(TASK, count), keys_for(start), 1.0)
     tokens, stats = finish(board, loop(board))
     return tokens, stats
 
 
+@pytest.mark.parametrize("ranks", (joint, independent))
 @pytest.mark.parametrize("order", ("random", "confidence", "entropy"))
-def test_without_extra_cells_it_is_plain(order):
+def test_without_extra_cells_it_is_plain(order, ranks):
     """Bit for bit: tokens and passes. The layer is not asked."""
     model = random_model(TASK)
-    ours = decoded(model, lambda board: adjust(board, trunk_of(model), None, 0, order))
-    theirs = decoded(model, lambda board: plain(board, 1, order))
+    ours = decoded(model, lambda board: adjust(board, trunk_of(model), None, 0, order), ranks=ranks)
+    theirs = decoded(model, lambda board: plain(board, 1, order), ranks=ranks)
     assert torch.equal(ours[0], theirs[0])
     assert all(torch.equal(ours[1][k], theirs[1][k]) for k in theirs[1])
 
@@ -33,7 +38,7 @@ def test_without_extra_cells_it_is_plain(order):
 class Copycat(torch.nn.Module):
     """The true model of four bits that are all equal, with the parts that ADJUST asks for.
 
-    Hidden state (B, S, 2), the same at all S: how often each bit stands among the known cells.
+    Hidden state (B, S, 2), the same at all S: 40 for each bit among the known cells, by its value.
     """
 
     def __init__(self):
@@ -54,57 +59,112 @@ class Copycat(torch.nn.Module):
 def test_the_next_cell_sees_the_last():
     """With a true layer the four bits of a pass are equal; of marginals, in one board of eight."""
     model = Copycat()
-    trunk, passes = trunk_of(model), []
-    for layer in (None, lambda embedded, h: embedded.sum(dim=1, keepdim=True).expand_as(h)):
-        tokens, stats = decoded(model, lambda board, layer=layer: adjust(board, trunk, layer, 3),
-                                count=2000)
+    trunk, equal = trunk_of(model), []
+    for loop in (lambda board: plain(board, 4), lambda board: adjust(
+            board, trunk, lambda e, h: e.sum(dim=1, keepdim=True).expand_as(h), 3)):
+        tokens, stats = decoded(model, loop, count=2000)
         cells = tokens[:, TASK.P:]
-        passes.append((cells == cells[:, :1]).all(dim=1).float().mean().item())
+        equal.append((cells == cells[:, :1]).all(dim=1).float().mean().item())
         assert (stats["nfe"] == 1).all() and (stats["tokens"] == TASK.S).all()
         assert cells[:, 0].float().mean() == pytest.approx(0.5, abs=0.06)  # 5 sigma
-    assert passes[1] == 1.0 and passes[0] == pytest.approx(1 / 8, abs=0.04)
+    assert equal[1] == 1.0 and equal[0] == pytest.approx(1 / 8, abs=0.04)
 
 
-def test_the_loss_is_zero_for_a_layer_that_is_the_model():
-    """KL and distance to the model's own next state, over unknown cells alone."""
+def test_the_loss_by_hand():
+    """Every cell that becomes known adds 40 to the true state; only unknown cells are scored."""
     model = Copycat()
-    answers = torch.cat([torch.full((6, 1), TASK.BOS), torch.tensor([[0] * 4, [1] * 4] * 3)], dim=1)
-    turn = torch.stack([torch.randperm(4) for _ in range(6)])
-    known = torch.tensor([[0], [1], [2], [0], [1], [3]])
+    zeros = torch.tensor([[TASK.BOS, 0, 0, 0, 0]])
 
-    def loss(layer):
-        return layer_loss(model, trunk_of(model), layer, TASK, joint, answers, turn, known, 2, 0.1)
-    true = loss(lambda embedded, h: embedded.sum(dim=1, keepdim=True).expand_as(h))
-    assert true.item() == pytest.approx(0.0, abs=1e-6)
-    assert loss(lambda embedded, h: h).item() > 0.1
+    def loss(layer, known, extra):
+        return layer_loss(model, trunk_of(model), layer, TASK, joint, zeros,
+                          torch.tensor([[2, 0, 3, 1]]), torch.tensor([[known]]), extra, 0.1).item()
+
+    def grows(e, h):
+        return h + torch.tensor([40.0, 0.0])
+
+    def stays(e, h):
+        return h
+    assert loss(grows, 0, 3) == 0  # of the state before, not of the first
+    assert loss(stays, 2, 1) == pytest.approx(0.1 * 39.5 / 2)  # smooth L1 of 40, 0; one cell
+    assert loss(stays, 3, 1) == 0  # no cell is left
+    assert loss(stays, 0, 1) > 0.5  # ln 2 of KL, from no knowledge to all
 
 
-def test_training_brings_the_next_state_closer():
-    """And leaves the model alone."""
+def test_the_target_is_the_objectives_own():
+    """The frozen model looks by its ranking in training too."""
+    model = random_model(TASK, depth=1)
+    trunk, seen = trunk_of(model), []
+
+    def watched(tokens, positions, rank=None):
+        seen.append(((tokens[:, TASK.P:] == TASK.MASK).long(), rank))
+        return trunk(tokens, positions, rank)
+    answers = torch.tensor([[TASK.BOS, 0, 1, 1, 0]])
+    turn, known = torch.tensor([[2, 0, 3, 1]]), torch.tensor([[1]])
+    layer_loss(model, watched, lambda e, h: h, TASK, independent, answers, turn, known, 2, 0.1)
+    assert [int(unknown.sum()) for unknown, _ in seen] == [3, 2, 1]
+    assert all(torch.equal(rank[:, TASK.P:], unknown) for unknown, rank in seen)
+
+
+def test_a_layer_looks_at_the_tokens_as_they_are():
+    """What one cell shows changes the others; untrained, h goes through beside its own token."""
+    generator = torch.Generator().manual_seed(0)
+    layer = Layer(32, 2, generator)
+    h = torch.nn.functional.rms_norm(torch.randn(1, 5, 32, generator=generator), (32,))
+    e = torch.randn(1, 5, 32, generator=generator)
+    other = e.clone()
+    other[0, 2] += 1
+    assert torch.allclose(layer(torch.zeros_like(e), h), h, atol=1e-5)
+    moved = (layer(e, h) - layer(other, h)).abs().amax(dim=2)[0]
+    assert moved[2] > 0 and (moved[[0, 1, 3, 4]] == 0).all()
+    torch.nn.init.normal_(layer.block.attn.proj.weight, generator=generator)
+    assert ((layer(e, h) - layer(other, h)).abs().amax(dim=2) > 1e-4).all()
+    assert layer(e, h).square().mean(dim=2).allclose(torch.ones(1, 5), atol=1e-3)  # normed
+
+
+@pytest.mark.parametrize("autocast", (nullcontext(), torch.autocast("cpu", torch.bfloat16)))
+def test_training_brings_the_next_state_closer(autocast):
+    """From every number of known cells, in bf16 too; the model stays as it is."""
     model = random_model(TASK).requires_grad_(False)
     model.head.weight *= 4  # opinions that depend on the neighbours
     trunk, before = trunk_of(model), {k: v.clone() for k, v in model.state_dict().items()}
     answers = decoded(model, lambda board: plain(board, 1, "random"), count=400)[0]
 
-    def distance(layer):
-        generator = torch.Generator().manual_seed(7)
-        turn = torch.rand(400, 4, generator=generator).argsort(dim=1)
-        known = torch.zeros(400, 1, dtype=torch.long)
-        with torch.no_grad():
-            return layer_loss(model, trunk, layer, TASK, joint, answers, turn, known, 2, 0.0).item()
-    layer = train_layer(model, trunk, TASK, joint, answers, torch.Generator().manual_seed(0),
-                        extra=3, steps=100)
-    assert distance(layer) < 0.5 * distance(lambda embedded, h: h)
+    @torch.no_grad()
+    def distance(layer, known, layers):
+        turn = torch.rand(400, 4, generator=torch.Generator().manual_seed(7)).argsort(dim=1)
+        return layer_loss(model, trunk, layer, TASK, joint, answers, turn,
+                          torch.full((400, 1), known), layers, 0.0).item()
+    layer = train_layer(model, trunk, TASK, joint, answers, autocast, extra=3, steps=100)
+    for known, layers in ((0, 2), (1, 1), (1, 2), (2, 1)):
+        assert distance(layer, known, layers) < 0.5 * distance(lambda e, h: h, known, layers)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_the_program(tiny_checkpoints, capsys):
-    argv = ["--ckpt", str(tiny_checkpoints["mdm"]), "--device", "cpu", "--num", "5"]
-    assert not run(main, [*argv, "--steps", "2", "--answers", "3"])
+def test_what_a_layer_costs():
+    """width 8: a block is 12 x 64 weights, the join 2 x 64, a head of 4 symbols 32."""
+    model = Transformer(6, 4, 5, width=8, depth=3, heads=2, loops=2)
+    layer = Layer(8, 2, torch.Generator())
+    assert share_of_pass(model, layer) == (14 * 64 + 32) / (2 * 3 * 12 * 64 + 32)
+
+
+def test_the_program(tiny_checkpoints, capsys, monkeypatch):
+    """Its lines; that rows of a batch differ; that the layer which was trained is the one asked."""
+    answers, report = {}, program.report
+    monkeypatch.setattr(program, "ROWS", 2)
+    monkeypatch.setattr(program, "report", lambda name, task, tokens, *rest: (
+        answers.update({name: tokens}), report(name, task, tokens, *rest)))
+    monkeypatch.setattr(program, "train_layer", lambda *args: lambda e, h: -h)
+    argv = ["--device", "cpu", "--ckpt", str(tiny_checkpoints["mdm"]), "--num", "5"]
+    assert run(main, ["--ckpt", str(tiny_checkpoints["ar"]), "--device", "cpu"]) == 2
+    assert "ar on sudoku-gen" in capsys.readouterr().err
+    monkeypatch.setattr(program, "share_of_pass", lambda model, layer: 0.5)
+    assert not run(main, [*argv, "--answers", "3"])
     lines = capsys.readouterr().out.splitlines()
     task = make_task(task_config("sudoku-gen"))
     assert len(lines) == 8 and f"one by one                 {task.A}.0 passes" in lines[1]
-    assert "4 a pass, with the layer    4.0 passes  12 layers" in lines[5]
+    assert "4 a pass, with the layer    4.0 passes  12 layers, 10.0 together" in lines[5]
     assert all("solved" in line and "TV" in line for line in lines[1:])
-    assert run(main, ["--ckpt", str(tiny_checkpoints["ar"])]) == 2
-    assert "ar on sudoku-gen" in capsys.readouterr().err
+    assert all(len(tokens.unique(dim=0)) == 5 for tokens in answers.values())
+    assert not torch.equal(answers["4 a pass, with the layer"], answers["4 a pass, marginals"])
+    monkeypatch.undo()
+    assert not run(main, [*argv, "--answers", "3", "--steps", "2"])

@@ -167,6 +167,9 @@ def test_replays_say_what_was_right_and_a_filter_learns_it(puzzles):
     blank, right = torch.ones(400, 4, dtype=torch.bool), confidence > 0.8
     corrects = train_filter(confidence, blank, right, generator())
     assert ((corrects(confidence, blank) > 0) == right).float().mean() > 0.9  # odds: 0.7
+    with torch.autocast("cpu", torch.bfloat16):  # one context around all, as the program has
+        corrects = train_filter(confidence, blank, right, generator())
+        assert ((corrects(confidence, blank) > 0) == right).float().mean() > 0.9
     for corrects in (True, False):  # what they say before they have learned anything
         head = Filter(4, corrects)
         for p in head.down.parameters():

@@ -100,6 +100,14 @@ def test_the_starter_holds_no_solution(starter):
     assert {"README.md", "Makefile", "requirements.txt", "course/tests/stubs.py"} <= names
 
 
+def test_what_the_starter_imports_is_handed_out(starter):
+    for file in starter.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                name = f"{node.module.replace('.', '/')}.py"
+                assert (starter / name).exists() or not (ROOT / name).exists(), (file, name)
+
+
 def test_the_starter_runs_all_its_tests(starter):
     assert 'testpaths = ["tests", "course/tests"]' in (starter / "pyproject.toml").read_text()
 
