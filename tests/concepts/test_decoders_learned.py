@@ -1,5 +1,6 @@
 """Ceilings that know the answer, and what is trained to decode: filter, policy, two losses."""
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,11 @@ def puzzles(data_dir):
     task = make_task(task_config("sudoku", data_dir=data_dir))
     start, answers = task.test_set(12)
     return task, start, answers
+
+
+# One context around a whole training, as the program has it. In bf16 it keeps copies of weights.
+both_precisions = pytest.mark.parametrize("autocast", (
+    nullcontext(), torch.autocast("cpu", torch.bfloat16)), ids=("fp32", "bf16"))
 
 
 def board_of(model, task, start):
@@ -155,7 +161,8 @@ def test_heads_do_not_mind_neighbours(puzzles):
         assert alone.nfe[0] == board.nfe[i] and alone.fed[0] == board.fed[i]
 
 
-def test_replays_say_what_was_right_and_a_filter_learns_it(puzzles):
+@both_precisions
+def test_replays_say_what_was_right_and_a_filter_learns_it(puzzles, autocast):
     """Of an oracle all is right. Of a model that is right from 0.8 on, a filter learns that."""
     task, start, answers = puzzles
     confidence, unknown, right = replay(Oracle(task, start, answers), task, joint, start, answers)
@@ -165,11 +172,10 @@ def test_replays_say_what_was_right_and_a_filter_learns_it(puzzles):
     assert right[~unknown].all()  # force: the way is that of the answers
     confidence = torch.rand(400, 4, generator=generator())
     blank, right = torch.ones(400, 4, dtype=torch.bool), confidence > 0.8
-    corrects = train_filter(confidence, blank, right, generator())
-    assert ((corrects(confidence, blank) > 0) == right).float().mean() > 0.9  # odds: 0.7
-    with torch.autocast("cpu", torch.bfloat16):  # one context around all, as the program has
+    with autocast:
         corrects = train_filter(confidence, blank, right, generator())
-        assert ((corrects(confidence, blank) > 0) == right).float().mean() > 0.9
+        said = corrects(confidence, blank) > 0
+    assert (said == right).float().mean() > 0.9  # odds: 0.7
     for corrects in (True, False):  # what they say before they have learned anything
         head = Filter(4, corrects)
         for p in head.down.parameters():
@@ -204,15 +210,18 @@ def test_policy_gradient_takes_the_better_of_two_actions():
     assert far.grad[0] > 0 > far.grad[1]
 
 
-def test_the_additive_reward_collapses_to_one_shot_and_constant_rewards_teach_nothing(puzzles):
+@both_precisions
+def test_the_additive_reward_collapses_to_one_shot_and_constant_rewards_teach_nothing(
+        puzzles, autocast):
     """On a model that knows nothing, nothing is solved: only haste can pay."""
     task, start, _ = puzzles
     log = []
     model = random_model(task)
     make = dict(updates=12, prompts=4, G=8, lr=3e-2)
-    head = train_policy(model, task, joint, start, generator(), **make, additive=True, log=log)
+    with autocast:
+        head = train_policy(model, task, joint, start, generator(), **make, additive=True, log=log)
+        same = train_policy(model, task, joint, start, generator(), **make)
     assert log[-1][2] < 0.6 * log[0][2]  # passes
-    same = train_policy(model, task, joint, start, generator(), **make)
     assert same.out.weight.abs().sum() == 0 < head.out.weight.abs().sum()
 
 
@@ -261,7 +270,8 @@ def test_mdpo_raises_what_was_better():
     assert log_prob.grad.tolist() == [[-0.5, -1.0, 0], [0, 0, 0]]
 
 
-def test_tuning_leaves_the_model_and_pays_for_what_it_promises(puzzles):
+@both_precisions
+def test_tuning_leaves_the_model_and_pays_for_what_it_promises(puzzles, autocast):
     """A copy is trained; lr = 0 and constant rewards change nothing; forcing makes it surer."""
     task, start, answers = puzzles
     model = random_model(task)
@@ -275,13 +285,15 @@ def test_tuning_leaves_the_model_and_pays_for_what_it_promises(puzzles):
     assert moved(tune_mdpo(model, task, joint, start, answers, generator(), updates=2, lr=1.0,
                            temperature=0.0)) == 0
     log = []
-    tuned = tune_mdpo(model, task, joint, start[:1], answers[:1], generator(), updates=40,
-                      passes=4, trained=4, lr=3e-3, log=log)
+    with autocast:
+        tuned = tune_mdpo(model, task, joint, start[:1], answers[:1], generator(), updates=40,
+                          passes=4, trained=4, lr=3e-3, log=log)
     assert moved(tuned) > 0 and sum(log[-8:]) > sum(log[:8]) + 1.6  # by 20 points
     sure = []
     for beta in (0.0, 4.0):
-        tuned = tune_certainty(model, task, joint, start, answers, generator(), beta, steps=40,
-                               batch_size=8, lr=3e-3)
+        with autocast:
+            tuned = tune_certainty(model, task, joint, start, answers, generator(), beta, steps=40,
+                                   batch_size=8, lr=3e-3)
         with torch.no_grad():
             logits = tuned(start, torch.arange(task.S))[:, task.P:]
         right = task.blanks(start) & (logits.argmax(-1) == answers)
