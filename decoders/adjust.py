@@ -22,6 +22,7 @@ from data.puzzles import all_boards_4x4
 from decoders import OBJECTIVES_DECODED, finish
 from decoders.board import Board, certainty, rank_of, surest
 from decoders.exact import fitting, null_distribution, total_variation
+from decoders.heads import init
 from decoders.plain import plain
 from metrics import wilson
 from model import Block
@@ -44,8 +45,7 @@ class Layer(nn.Module):
     def __init__(self, width, heads, generator):
         super().__init__()
         self.join, self.block = nn.Linear(2 * width, width, bias=False), Block(width, heads)
-        for p in self.parameters():
-            nn.init.normal_(p, std=p.shape[1] ** -0.5, generator=generator)
+        init(self, generator)
         nn.init.zeros_(self.block.attn.proj.weight)  # the block starts as the identity
         nn.init.zeros_(self.block.down.weight)
         with torch.no_grad():
@@ -212,17 +212,17 @@ def main(argv=None):
     if task.A == 16:
         mean, low, high = null_distribution(len(all_boards_4x4()), args.num, args.seed)
         print(f"TV of as many true draws: {mean:.3f} (95 %: {low:.3f}-{high:.3f})", flush=True)
-    loops = {"one by one": lambda board: plain(board, 1, "random")}
+    share = share_of_pass(model, layer)
+    loops = [("one by one", lambda board: plain(board, 1, "random"), False)]
     for extra in EXTRAS:
-        loops[f"{extra + 1} a pass, marginals"] = (
-            lambda board, k=extra + 1: plain(board, k, "random"))
-        loops[f"{extra + 1} a pass, with the layer"] = (
-            lambda board, extra=extra: adjust(board, trunk, layer, extra))
-    for name, loop in loops.items():
+        loops += [(f"{extra + 1} a pass, marginals",
+                   lambda board, k=extra + 1: plain(board, k, "random"), False),
+                  (f"{extra + 1} a pass, with the layer",
+                   lambda board, extra=extra: adjust(board, trunk, layer, extra), True)]
+    for name, loop, layered in loops:
         tokens, nfe = boards_of(model, task, ranks, start.expand(args.num, -1), args.seed, autocast,
                                 loop)
-        layers = task.A - round(nfe) if "layer" in name else 0
-        report(name, task, tokens, nfe, layers, share_of_pass(model, layer))
+        report(name, task, tokens, nfe, task.A - round(nfe) if layered else 0, share)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,16 @@ def init(head, generator):
     return head
 
 
+def step_of(optimizer, loss, clip=1.0):
+    """One optimiser step. clip: the largest gradient norm; inf: none."""
+    optimizer.zero_grad()
+    loss.backward()
+    if clip < torch.inf:
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip)
+    optimizer.step()
+    torch.clear_autocast_cache()  # it holds the weights of before the step, in bf16
+
+
 # --------------------------------------------------------------------------------------------------
 # The filter
 
@@ -122,10 +132,7 @@ def train_filter(confidence, unknown, right, generator, corrects=True, steps=200
         hidden = unknown[pick]
         logits = head(confidence[pick], hidden)[hidden]
         loss = F.binary_cross_entropy_with_logits(logits, right[pick][hidden].float())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        torch.clear_autocast_cache()  # it holds the weights of before the step, in bf16
+        step_of(optimizer, loss, clip=torch.inf)
     return head
 
 
@@ -240,9 +247,5 @@ def train_policy(model, task, ranks, start, generator, updates=60, prompts=8, G=
             old = log_prob_of(head, *trace)
         for _ in range(epochs):
             loss = policy_loss(log_prob_of(head, *trace), old, A).sum() / len(rows)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-            optimizer.step()
-            torch.clear_autocast_cache()  # it holds the weights of before the step, in bf16
+            step_of(optimizer, loss)
     return head

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from decoders.board import Board, surest
-from decoders.heads import centred, policy_loss
+from decoders.heads import centred, policy_loss, step_of
 from plumbing.randomness import sample_keys
 
 
@@ -30,14 +30,6 @@ def mean_over(values, cells):
 def trained_copy(model):
     """-> a copy that may be trained, and the original left as it is."""
     return copy.deepcopy(model).requires_grad_(True)
-
-
-def step_of(optimizer, loss):
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-    optimizer.step()
-    torch.clear_autocast_cache()  # it holds the weights of before the step, in bf16
 
 
 # --------------------------------------------------------------------------------------------------
