@@ -42,9 +42,11 @@ class Config:  # the comments are the --help
     depth: int = 4  # transformer blocks
     heads: int = 4  # attention heads
     loops: int = 1  # passes over the blocks: depth by recurrence, with the same weights
+    qk_norm: bool = False  # normalise queries and keys: with Muon a batch may then be smaller
     embedding_std: float = 0.5  # deviation of the first embeddings; 0.02 learns little in a minute
     init: str = ""  # start from the weights of this checkpoint (a new run with a recipe of its own)
     # the recipe
+    deep_supervision: int = 0  # also score what is read after every so many blocks (0: the last)
     optimizer: str = "adamw"  # adamw, or muon (matrices of the blocks; the rest stays with AdamW)
     learning_rate: float = 1e-3  # peak learning rate of AdamW
     muon_learning_rate: float = 2e-3  # peak learning rate of Muon (RMS-matched to AdamW)
@@ -83,9 +85,9 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
         eval_every_steps=0, eval_samples=512),
     "sudoku9-gen": dict(
         task="sudoku-gen", board_size=9, train_size=20000, width=256, depth=12, heads=8,
-        mask_rate_a=3.0, mask_rate_b=3.0, batch_size=512, learning_rate=1e-3, decay_fraction=0.8,
-        max_steps=100000, max_seconds=200.0, compile=True, eval_every_steps=2000,
-        eval_samples=1000),
+        mask_rate_a=3.0, mask_rate_b=3.0, batch_size=256, deep_supervision=4, optimizer="muon",
+        muon_learning_rate=1e-3, decay_fraction=0.8, max_steps=100000, max_seconds=120.0,
+        compile=True, eval_every_steps=3000, eval_samples=1000),
     "sudoku9": dict(
         task="sudoku", board_size=9, train_size=200000, width=256, depth=12, heads=8,
         minimal_share=0.0, mask_rate_a=4.0, batch_size=512, max_steps=100000, max_seconds=88.0,
@@ -114,9 +116,10 @@ SMALL = 1e-9  # "more than 0"
 RANGES = {  # smallest and largest legal value
     "board_size": (0, 9), "minimal_share": (0, 1), "arms": (2, 64), "path_len": (2, 256),
     "labels": (1, 4096), "train_size": (0, 100_000_000), "width": (1, 16384), "depth": (1, 256),
-    "heads": (1, 1024), "loops": (1, 64), "embedding_std": (SMALL, 100),
-    "learning_rate": (SMALL, 100), "mask_rate_a": (0.1, 100), "mask_rate_b": (0.1, 100),
-    "muon_learning_rate": (SMALL, 100), "weight_decay": (0, 100), "beta2": (0, 0.99999),
+    "heads": (1, 1024), "loops": (1, 64), "deep_supervision": (0, 256),
+    "embedding_std": (SMALL, 100), "learning_rate": (SMALL, 100), "mask_rate_a": (0.1, 100),
+    "mask_rate_b": (0.1, 100), "muon_learning_rate": (SMALL, 100), "weight_decay": (0, 100),
+    "beta2": (0, 0.99999),
     "batch_size": (1, 10_000_000), "accumulate": (1, 1_000_000), "max_steps": (1, 10**9),
     "max_seconds": (0, 10**9), "stop_at_solved": (0, 1), "warmup_steps": (0, 10**9),
     "decay_fraction": (0, 1), "grad_clip": (SMALL, 10**9), "seed": (0, 2**32),
@@ -138,7 +141,8 @@ MEANS_SOMETHING_FOR = {
 }
 # Fields that older checkpoints lack, and what those runs did.
 BEFORE = {"layout": "prompt", "minimal_share": 0.0, "train_file": "", "init": "", "accumulate": 1,
-          "loops": 1, "mask_rate_a": 1.0, "mask_rate_b": 1.0}
+          "loops": 1, "qk_norm": False, "deep_supervision": 0, "mask_rate_a": 1.0,
+          "mask_rate_b": 1.0}
 
 
 def check(config):

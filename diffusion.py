@@ -98,3 +98,21 @@ def hidden_nats(model, tokens, turn, W, task, ranks):
     nll = F.cross_entropy(logits, tokens[:, P:], reduction="none")  # (B, A)
     scored = (turn > 0) & (turn <= W)
     return (nll * scored).sum(dim=1) / scored.sum(dim=1)
+
+
+def supervise(nats, model, every, weight=0.3):
+    """Deep supervision (arXiv 1409.5185): what the head reads after every `every`-th block is
+    scored too, so each of these blocks hands on an answer which the next ones can correct.
+
+    nats: what scores a model, calling it once -> a loss. Returns nats(model), whose gradient is
+    that of nats(model) + weight * the sum over the blocks on the way: the value stays a likelihood.
+    """
+    early = []
+
+    def last_reading(*inputs):
+        logits, early[:] = model(*inputs, read_every=every)
+        return logits
+
+    loss = nats(last_reading)
+    added = weight * sum((nats(lambda *_: logits) for logits in early), loss.new_zeros(()))
+    return loss + (added - added.detach())

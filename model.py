@@ -35,9 +35,12 @@ def visible(rank):
 
 
 class Attention(nn.Module):
-    def __init__(self, width, heads):
+    """qk_norm: queries and keys are normalised (arXiv 2010.04245), so that no score leaves
+    +-2 sqrt(D/H), however the weights grow."""
+
+    def __init__(self, width, heads, qk_norm=False):
         super().__init__()
-        self.heads = heads
+        self.heads, self.qk_norm = heads, qk_norm
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width, bias=False)
 
@@ -49,17 +52,22 @@ class Attention(nn.Module):
             kv, start = past  # (2, B, H, S, D/H), of which the first `start` positions are filled
             kv[..., start:start + T, :] = qkv[1:]
             k, v = kv[..., :start + T, :]
-        # (B, H, T, D/H)
+        return self.mix(q, k, v, mask, causal)
+
+    def mix(self, q, k, v, mask, causal=False):
+        """q (B, H, T, D/H); k, v (B, H, all that may be seen, D/H) -> (B, T, D)."""
+        if self.qk_norm:
+            q, k = 2 * F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.proj(y.transpose(1, 2).reshape(B, T, D))
+        return self.proj(y.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
     """Pre-norm residual block (RMSNorm without gain, GELU, 4x hidden)."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, qk_norm=False):
         super().__init__()
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, qk_norm)
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
@@ -76,13 +84,14 @@ class Transformer(nn.Module):
     illegal tokens (MASK, BLANK, BOS, punctuation) leave the softmax: they have no logit at all.
     """
 
-    def __init__(self, vocab_size, answer_symbols, num_positions, width, depth, heads, loops=1):
+    def __init__(self, vocab_size, answer_symbols, num_positions, width, depth, heads, loops=1,
+                 qk_norm=False):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.token = nn.Embedding(vocab_size, width)
         self.position = nn.Embedding(num_positions, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, qk_norm) for _ in range(depth))
         self.head = nn.Linear(width, answer_symbols, bias=False)
         self.loops = loops
 
@@ -100,7 +109,7 @@ class Transformer(nn.Module):
             else:
                 nn.init.normal_(p, std=p.shape[1] ** -0.5, generator=generator)
 
-    def forward(self, tokens, positions, rank=None, cache=None):
+    def forward(self, tokens, positions, rank=None, cache=None, read_every=0):
         """Predict the symbol of every pair.
 
         tokens (B, T) int64; positions (B, T) or (T,) int64 in 0..S-1; rank (B, T) or (T,), or None:
@@ -109,7 +118,8 @@ class Transformer(nn.Module):
         (B, T, T): who may look at whom outright, where no ranking says it (decoders/).
         cache: from new_cache(), extended in place: new tokens see all that is cached, and each
         other by their ranks (CAUSAL: at the first call, or single tokens).
-        Returns logits (B, T, K).
+        Returns logits (B, T, K). With read_every = N > 0 also a list of what the same head reads
+        after every N-th block before the last one.
         """
         T = tokens.shape[1]
         causal = rank is CAUSAL and T > 1  # a single new token may see the whole cache
@@ -128,13 +138,20 @@ class Transformer(nn.Module):
             H, (S, D) = self.blocks[0].attn.heads, self.position.weight.shape
             layers = self.loops * len(self.blocks)
             cache["kv"] = x.new_empty(layers, 2, len(x), H, S, D // H)
+        blocks, early = [*self.blocks] * self.loops, []
         with attention_for(x.device.type, T):
-            for i, block in enumerate([*self.blocks] * self.loops):
+            for i, block in enumerate(blocks):
                 past = None if cache is None else (cache["kv"][i], cache["length"])
                 x = block(x, mask, causal, past)
+                if read_every and (i + 1) % read_every == 0 and i + 1 < len(blocks):
+                    early.append(self.read(x))
         if cache is not None:
             cache["length"] += T
-        return self.head(F.rms_norm(x, x.shape[-1:]))  # (B, T, K)
+        return (self.read(x), early) if read_every else self.read(x)
+
+    def read(self, x):
+        """x (B, T, D) after any block -> logits (B, T, K)."""
+        return self.head(F.rms_norm(x, x.shape[-1:]))
 
     def new_cache(self):
         """An empty key-value cache: how many tokens it holds, and (from the first call on) their

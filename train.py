@@ -25,7 +25,7 @@ from tqdm import tqdm
 import config as configuration
 from config import MAY_CHANGE, MEANS_SOMETHING_FOR, PRESETS, Config
 from data import Task, make_task
-from diffusion import UNIFORM
+from diffusion import UNIFORM, supervise
 from objectives import OBJECTIVES, make_dials
 from plumbing.checkpoint import (build_model, check_out, load_checkpoint, model_with, open_out,
                                  restore, save)
@@ -54,7 +54,12 @@ def training_loss(model, batch, hidden, task, config, shard=slice(None)):
     """
     (tokens, _), (turn, W) = batch, hidden
     rule = OBJECTIVES[config.objective]
-    return rule.nats(model, tokens[shard], turn[shard], W, task, rule.ranks).mean()
+
+    def nats(model):
+        return rule.nats(model, tokens[shard], turn[shard], W, task, rule.ranks).mean()
+
+    every = config.deep_supervision
+    return supervise(nats, model, every) if every else nats(model)
 
 
 def make_optimizers(model, config, device):

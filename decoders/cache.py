@@ -65,8 +65,7 @@ class Cache:
                 kv = self.kv[i].permute(1, 3, 0, 2, 4)  # a view (B, S, 2, H, D/H)
                 kv[rows.unsqueeze(1), where] = heads[:, :, 1:]
                 k, v = self.kv[i][:, rows]  # each (R, H, S, D/H)
-                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-                x = x + block.attn.proj(y.transpose(1, 2).reshape(R, C, D))
+                x = x + block.attn.mix(q, k, v, mask)
                 x = x + block.down(F.gelu(block.up(F.rms_norm(x, (D,)))))
         return model.head(F.rms_norm(x, x.shape[-1:])).float()  # (R, C, K)
 

@@ -157,7 +157,7 @@ def _check_progress(checkpoint, file):
 
 def build_model(config, task):
     return Transformer(task.V, task.K, task.S, config.width, config.depth, config.heads,
-                       config.loops)
+                       config.loops, config.qk_norm)
 
 
 def model_with(weights, config, task, file):

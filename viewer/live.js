@@ -103,9 +103,21 @@ function attention(qkv, T, H, rank) {
   return y;
 }
 
+/** qkv (T, 3 D): the mean square of each head's queries (then doubled) and keys becomes 1. */
+function normalizeQK(qkv, T, H) {
+  const d = qkv.length / T / 3 / H;
+  for (let t = 0; t < T; t++) {
+    for (let part = 0; part < 2 * H; part++) {  // H queries, then H keys
+      const at = (t * 3 * H + part) * d, head = qkv.subarray(at, at + d);
+      head.set(rmsNorm(head, 1).map((value) => (part < H ? 2 : 1) * value));
+    }
+  }
+  return qkv;
+}
+
 /** tokens, positions, rank: T numbers each -> logits (T, K). */
 function forward(model, tokens, positions, rank) {
-  const { width: D, depth, heads, loops, w } = model, T = tokens.length;
+  const { width: D, depth, heads, loops, qkNorm, w } = model, T = tokens.length;
   const add = (x, y) => x.forEach((value, i) => { x[i] = value + y[i]; });
   const x = new Float32Array(T * D);
   for (let t = 0; t < T; t++) {
@@ -116,7 +128,8 @@ function forward(model, tokens, positions, rank) {
   }
   for (let layer = 0; layer < depth * loops; layer++) {
     const of = (name) => w[`blocks.${layer % depth}.${name}.weight`];
-    const mixed = attention(linear(rmsNorm(x, T), of("attn.qkv"), T), T, heads, rank);
+    const qkv = linear(rmsNorm(x, T), of("attn.qkv"), T);
+    const mixed = attention(qkNorm ? normalizeQK(qkv, T, heads) : qkv, T, heads, rank);
     add(x, linear(mixed, of("attn.proj"), T));
     add(x, linear(linear(rmsNorm(x, T), of("up"), T).map(gelu), of("down"), T));
   }

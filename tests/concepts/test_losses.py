@@ -81,6 +81,35 @@ def test_rates_are_for_training_alone(monkeypatch):
     assert drawn == [((4.0, 2.0),), ()]
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_deep_supervision_is_the_losses_of_shorter_models(objective):
+    """Four blocks read after each: the gradient is that of the whole model and 0.3 times those of
+    the models that end there; the value is the whole model's alone."""
+    model, x = random_model(TASK, depth=4), toy_batch(12)
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+
+    def at_depth(depth, **how):
+        config, blocks = Config(objective=objective, depth=4, **how), model.blocks
+        hidden = train.draw_hidden((x, None), TASK, config, gen())
+        model.blocks = blocks[:depth]
+        loss = train.training_loss(model, (x, None), hidden, TASK, config)
+        model.blocks = blocks
+        return loss
+
+    for every, on_the_way in ((1, (1, 2, 3)), (2, (2,)), (3, (3,)), (4, ())):
+        loss = at_depth(4, deep_supervision=every)
+        torch.testing.assert_close(loss, at_depth(4))
+        expected = [torch.zeros_like(p) for p in model.parameters()]
+        for depth, weight in ((4, 1.0), *((depth, 0.3) for depth in on_the_way)):
+            for total, g in zip(expected, gradients(at_depth(depth))):
+                total += 0.0 if g is None else weight * g
+        for g, e in zip(gradients(loss), expected):
+            torch.testing.assert_close(torch.zeros_like(e) if g is None else g, e,
+                                       rtol=1e-4, atol=1e-5)
+
+
 def test_m_never_exceeds_what_there_is(monkeypatch):
     """The largest draw of torch.rand rounds the last stratum up to B: m would be A + 1."""
     largest = 1 - 2**-24

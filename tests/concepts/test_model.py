@@ -14,8 +14,10 @@ import torch
 
 import diffusion
 import mtp
+from config import Config
 from conftest import ToyTask, random_model
 from model import CAUSAL, visible
+from plumbing.checkpoint import build_model
 
 T = 9
 TURN = torch.tensor([[3, -1, 1, 0, 4, 2]])  # diffusion: unknown cells in a mixed order
@@ -197,13 +199,33 @@ def test_loops_are_passes_over_the_same_weights(model):
     torch.testing.assert_close(torch.cat(pieces, dim=1), twice(tokens, positions, CAUSAL))
 
 
-def test_attention_is_the_softmax_formula(model):
+@pytest.mark.parametrize("qk_norm", (False, True))
+def test_attention_is_the_softmax_formula(model, qk_norm):
     """scaled_dot_product_attention under the rule, against the textbook formula."""
     layer, x, mask = model.blocks[0].attn, torch.randn(1, T, 32), visible(ranks_of("scdm"))
+    layer.qk_norm = qk_norm
     q, k, v = (t.view(1, T, 2, 16).transpose(1, 2) for t in layer.qkv(x).split(32, dim=2))
+    if qk_norm:  # queries of length 2 sqrt(16), keys of sqrt(16)
+        q, k = 8 * q / q.norm(dim=3, keepdim=True), 4 * k / k.norm(dim=3, keepdim=True)
     scores = (q @ k.transpose(2, 3) / 16 ** 0.5).masked_fill(~mask.unsqueeze(1), -math.inf)
     mixed = (scores.softmax(dim=3) @ v).transpose(1, 2).reshape(1, T, 32)
     torch.testing.assert_close(layer(x, mask.unsqueeze(1), False, None), layer.proj(mixed))
+
+
+def test_qk_norm_is_cached_and_built_by_the_config(model):
+    """Token by token as at once; the config's field reaches every block, and older ones lack it."""
+    tokens, positions = torch.randint(12, (2, T)), torch.arange(T)
+    before = model(tokens, positions, CAUSAL)
+    for block in model.blocks:
+        block.attn.qk_norm = True
+    full, cache = model(tokens, positions, CAUSAL), model.new_cache()
+    assert (full - before).abs().max() > 0.1
+    pieces = [model(tokens[:, i:i + 1], positions[i:i + 1], CAUSAL, cache=cache) for i in range(T)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), full)
+    task = SimpleNamespace(V=12, K=12, S=12)
+    for asked in (False, True):
+        built = build_model(Config(qk_norm=asked), task)
+        assert [block.attn.qk_norm for block in built.blocks] == 4 * [asked]
 
 
 def test_init_covers_every_parameter():

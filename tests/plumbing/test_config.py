@@ -103,6 +103,7 @@ REFUSED = [  # field, value, what is said
     ("extra", 1, "has an unknown field extra"),
     ("a\x1bb", 1, r"has an unknown field a\x1bb"),
     ("depth", 256, "make a model of"),
+    ("deep_supervision", -1, "--deep-supervision -1 is out of range; legal: 0 to 256"),
     ("accumulate", 3, "--batch-size 256 is not a multiple of --accumulate 3"),
 ]
 

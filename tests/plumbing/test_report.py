@@ -95,7 +95,7 @@ def test_rows_of_the_first_page(found):
             digits = 1 if low > 99 else 0
             assert cell == f"{mean:.1f} % ({low:.{digits}f}-{high:.{digits}f})"
         assert f"`{preset}`, 3 seeds" in cells[2]
-    assert lines[2].startswith("| 3.6 % (3-5) | 75.7 % (73-77) |")
+    assert lines[2].startswith("| 4.9 % (5-5) | 81.1 % (80-82) |")
     assert "G(5,5)" in lines[5]
     assert report.rows({"star": found["star"]}).splitlines()[2:] == lines[5:]  # what is there
 

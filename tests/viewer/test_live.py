@@ -75,6 +75,22 @@ def test_logits_are_those_of_pytorch(page, shipped):
 
 
 @needs_browser
+def test_logits_with_qk_norm(page, shipped):
+    """The same page, told that its model normalises queries and keys."""
+    model, task, _ = load_model(make_live.SHIPPED, torch.device("cpu"))
+    for block in model.blocks:
+        block.attn.qk_norm = True
+    tokens, positions, rank = [task.BOS, *range(6)], list(range(7)), [0, 0, 1, 2, 2, 3, 0]
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens]), torch.tensor(positions), torch.tensor(rank))[0]
+        without = shipped[0](torch.tensor([tokens]), torch.tensor(positions), torch.tensor(rank))[0]
+    found = page.run("return Array.from(forward({ ...live.model, qkNorm: true }, ...arguments))",
+                     tokens, positions, rank)
+    assert (torch.tensor(found).view(7, task.K) - expected).abs().max() < 1e-3
+    assert (without - expected).abs().max() > 0.1
+
+
+@needs_browser
 def test_randomness_is_the_same_bits(page):
     for seed, start, different in ((0, [8, *[7] * 36], True), (7, [8, 1, 2, *[7] * 34], False)):
         keys = sample_keys(seed, torch.tensor([start]), copies_differ=different)
