@@ -302,7 +302,8 @@ def chosen_config(args, device):
     check(config)
     if config.task == "sudoku":
         config.layout = "prompt"  # the layout that every objective can be trained on
-    return replace(config, max_steps=10**9, device=args.device, optimizer="adamw", objective="mdm")
+    return replace(config, max_steps=10**9, device=args.device, optimizer="adamw", objective="mdm",
+                   deep_supervision=0)
 
 
 def training_kinds(config, device):

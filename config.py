@@ -42,11 +42,11 @@ class Config:  # the comments are the --help
     depth: int = 4  # transformer blocks
     heads: int = 4  # attention heads
     loops: int = 1  # passes over the blocks: depth by recurrence, with the same weights
-    qk_norm: bool = False  # normalise queries and keys: with Muon a batch may then be smaller
+    qk_norm: bool = False  # normalise queries and keys of each head: bounds the attention scores
     embedding_std: float = 0.5  # deviation of the first embeddings; 0.02 learns little in a minute
     init: str = ""  # start from the weights of this checkpoint (a new run with a recipe of its own)
     # the recipe
-    deep_supervision: int = 0  # also score what is read after every so many blocks (0: the last)
+    deep_supervision: int = 0  # N: also score what is read after every N-th block; 0: off
     optimizer: str = "adamw"  # adamw, or muon (matrices of the blocks; the rest stays with AdamW)
     learning_rate: float = 1e-3  # peak learning rate of AdamW
     muon_learning_rate: float = 2e-3  # peak learning rate of Muon (RMS-matched to AdamW)
@@ -162,6 +162,18 @@ def check(config):
     if params > 4e9:
         raise BadInput(f"--width {config.width} and --depth {config.depth} make a model of "
                        f"{params:.0e} parameters; lower one of them")
+
+
+def check_asked(config, flags):
+    """flags: dict of what was asked for. Raises BadInput for what this run would never read."""
+    for flag, (field, values) in MEANS_SOMETHING_FOR.items():
+        if flag in flags and getattr(config, field) not in values:
+            raise BadInput(f"--{flag.replace('_', '-')} has no meaning for {field} "
+                           f"{getattr(config, field)}; it is for {field} {' or '.join(values)}")
+    every, blocks = flags.get("deep_supervision", 0), config.depth * config.loops
+    if every >= blocks:
+        raise BadInput(f"--deep-supervision {every} reads nothing before the last of {blocks} "
+                       "blocks, which is always scored; give less")
 
 
 def check_field(field, value):

@@ -101,11 +101,11 @@ def hidden_nats(model, tokens, turn, W, task, ranks):
 
 
 def supervise(nats, model, every, weight=0.3):
-    """Deep supervision (arXiv 1409.5185): what the head reads after every `every`-th block is
-    scored too, so each of these blocks hands on an answer which the next ones can correct.
+    """Deep supervision (arXiv 1409.5185): what the head reads after every `every`-th block, before
+    the last one, is scored too, as if the model ended there.
 
-    nats: what scores a model, calling it once -> a loss. Returns nats(model), whose gradient is
-    that of nats(model) + weight * the sum over the blocks on the way: the value stays a likelihood.
+    nats: what scores a model, calling it once -> a loss. Returns a loss of the value nats(model)
+    and the gradient of nats(model) + weight * the sum of the losses of these shorter models.
     """
     early = []
 

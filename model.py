@@ -35,8 +35,8 @@ def visible(rank):
 
 
 class Attention(nn.Module):
-    """qk_norm: queries and keys are normalised (arXiv 2010.04245), so that no score leaves
-    +-2 sqrt(D/H), however the weights grow."""
+    """qk_norm: queries and keys are normalised (arXiv 2010.04245, but with a fixed scale), so that
+    no score leaves +-2 sqrt(D/H), however the weights grow."""
 
     def __init__(self, width, heads, qk_norm=False):
         super().__init__()
@@ -119,7 +119,7 @@ class Transformer(nn.Module):
         cache: from new_cache(), extended in place: new tokens see all that is cached, and each
         other by their ranks (CAUSAL: at the first call, or single tokens).
         Returns logits (B, T, K). With read_every = N > 0 also a list of what the same head reads
-        after every N-th block before the last one.
+        after every N-th block (counted over all loops) before the last one.
         """
         T = tokens.shape[1]
         causal = rank is CAUSAL and T > 1  # a single new token may see the whole cache

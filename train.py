@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 import config as configuration
-from config import MAY_CHANGE, MEANS_SOMETHING_FOR, PRESETS, Config
+from config import MAY_CHANGE, PRESETS, Config
 from data import Task, make_task
 from diffusion import UNIFORM, supervise
 from objectives import OBJECTIVES, make_dials
@@ -51,6 +51,7 @@ def training_loss(model, batch, hidden, task, config, shard=slice(None)):
     """The loss of config.objective, in nats per scored token.
 
     batch: tokens (B, S), given; hidden: from draw_hidden(). shard: the samples that count here.
+    With config.deep_supervision its gradient holds more than its value does.
     """
     (tokens, _), (turn, W) = batch, hidden
     rule = OBJECTIVES[config.objective]
@@ -163,7 +164,7 @@ def make_state(config, task, device, autocast, process=0, count=1, saved=None):
     file, weights = (Path(config.out) / "ckpt.pt", saved) if saved else (config.init, None)
     if file:
         weights = weights or load_checkpoint(file)
-        model = model_with(weights["model"], config, task, file)
+        model = model_with(weights, config, task, file)
     else:
         model = build_model(config, task)
         model.init_weights(torch.Generator().manual_seed(config.seed), config.embedding_std)
@@ -184,12 +185,12 @@ def held_out_loss(state):
     tokens, given = state.task.held_out(state.config.eval_samples)
     generator = torch.Generator().manual_seed(2**40 + 2)  # on the CPU: all devices hide the same
     turn, W = draw_hidden((tokens, given), state.task, state.config, generator)
-    total = 0.0
+    total, config = 0.0, replace(state.config, deep_supervision=0)  # nothing is learned here
     for i in range(0, len(tokens), 256):
         part = slice(i, i + 256)
         batch, hidden = (tokens[part].to(state.device), None), (turn[part].to(state.device), W)
         with state.autocast:
-            loss = training_loss(state.model, batch, hidden, state.task, state.config)
+            loss = training_loss(state.model, batch, hidden, state.task, config)
         total += loss.item() * len(batch[0])
     return total / len(tokens)
 
@@ -341,11 +342,8 @@ def parse_config(argv):
         changed = {k: v for k, v in asked.items() if k in MAY_CHANGE}
         changed["out"] = config.out  # where it was found: the folder may have been renamed
         config = replace(saved, **changed)
-    for flag, (field, values) in MEANS_SOMETHING_FOR.items():
-        if flag in flags and getattr(config, field) not in values:
-            raise BadInput(f"--{flag.replace('_', '-')} has no meaning for {field} "
-                           f"{getattr(config, field)}; it is for {field} {' or '.join(values)}")
     configuration.check(config)
+    configuration.check_asked(config, flags)
     return config, resume
 
 

@@ -67,7 +67,7 @@ class Cache:
                 k, v = self.kv[i][:, rows]  # each (R, H, S, D/H)
                 x = x + block.attn.mix(q, k, v, mask)
                 x = x + block.down(F.gelu(block.up(F.rms_norm(x, (D,)))))
-        return model.head(F.rms_norm(x, x.shape[-1:])).float()  # (R, C, K)
+        return model.read(x).float()  # (R, C, K)
 
 
 def dkv(board, refresh=8, cache="delayed"):

@@ -5,7 +5,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 
 from decoders.board import certainty, surest
 from decoders.row import Decoder, Knob
@@ -76,7 +75,7 @@ def look_soft(board, soft):
         for block in [*model.blocks] * model.loops:
             x = block(x, mask, False, None)
     board.pay(rows, task.S)
-    seen = model.head(F.rms_norm(x, x.shape[-1:]))[:, task.P:].float()
+    seen = model.read(x)[:, task.P:].float()
     logits = seen.new_zeros(len(board.tokens), task.A, task.K)
     logits[rows] = seen
     return logits

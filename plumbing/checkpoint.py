@@ -160,8 +160,17 @@ def build_model(config, task):
                        config.loops, config.qk_norm)
 
 
-def model_with(weights, config, task, file):
-    """-> a model (fp32, on the CPU) that holds these weights. Raises BadInput for misfits."""
+def model_with(checkpoint, config, task, file):
+    """-> config's model (fp32, on the CPU) with the weights of a checkpoint, maybe of another run.
+
+    Raises BadInput for misfits.
+    """
+    weights = checkpoint["model"]
+    for name in ("heads", "qk_norm"):  # other functions of the same weights
+        before, now = getattr(checkpoint["config"], name), getattr(config, name)
+        if before != now:
+            raise BadInput(f"checkpoint {printable(file, 200)} was trained with {name} = {before}, "
+                           f"and this run has {now}; make them the same")
     with torch.device("meta"):  # compare shapes before any memory is taken
         model = build_model(config, task)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
@@ -186,7 +195,7 @@ def load_model(file, device):
         task = make_task(config)
     except BadInput as e:
         raise BadInput(f"checkpoint {printable(file, 200)}: {e}") from None
-    return model_with(checkpoint["model"], config, task, file).to(device), task, config
+    return model_with(checkpoint, config, task, file).to(device), task, config
 
 
 # --------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ function attention(qkv, T, H, rank) {
   return y;
 }
 
-/** qkv (T, 3 D): the mean square of each head's queries (then doubled) and keys becomes 1. */
+/** qkv (T, 3 D): each head's keys get a root mean square of 1, its queries of 2. In place. */
 function normalizeQK(qkv, T, H) {
   const d = qkv.length / T / 3 / H;
   for (let t = 0; t < T; t++) {

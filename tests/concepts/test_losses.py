@@ -82,24 +82,29 @@ def test_rates_are_for_training_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_deep_supervision_is_the_losses_of_shorter_models(objective):
-    """Four blocks read after each: the gradient is that of the whole model and 0.3 times those of
-    the models that end there; the value is the whole model's alone."""
+@pytest.mark.parametrize("loops", (1, 2))
+def test_deep_supervision_is_the_losses_of_shorter_models(objective, loops):
+    """Of four blocks, or twice two: the gradient is that of the whole model and 0.3 times those of
+    the models that end where it is read; the value is the whole model's alone. Shards add up."""
     model, x = random_model(TASK, depth=4), toy_batch(12)
+    if loops == 2:
+        model.blocks = torch.nn.ModuleList([*model.blocks[:2]] * 2)
 
     def gradients(loss):
         return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
 
-    def at_depth(depth, **how):
+    def at_depth(depth, shard=slice(None), loops=1, **how):
         config, blocks = Config(objective=objective, depth=4, **how), model.blocks
         hidden = train.draw_hidden((x, None), TASK, config, gen())
-        model.blocks = blocks[:depth]
-        loss = train.training_loss(model, (x, None), hidden, TASK, config)
-        model.blocks = blocks
+        model.blocks, model.loops = blocks[:depth], loops
+        loss = train.training_loss(model, (x, None), hidden, TASK, config, shard)
+        model.blocks, model.loops = blocks, 1
         return loss
 
     for every, on_the_way in ((1, (1, 2, 3)), (2, (2,)), (3, (3,)), (4, ())):
-        loss = at_depth(4, deep_supervision=every)
+        parts = [at_depth(4 // loops, shard, loops, deep_supervision=every)
+                 for shard in (slice(0, None, 2), slice(1, None, 2))]
+        loss = sum(parts) / 2
         torch.testing.assert_close(loss, at_depth(4))
         expected = [torch.zeros_like(p) for p in model.parameters()]
         for depth, weight in ((4, 1.0), *((depth, 0.3) for depth in on_the_way)):

@@ -213,7 +213,7 @@ def test_attention_is_the_softmax_formula(model, qk_norm):
 
 
 def test_qk_norm_is_cached_and_built_by_the_config(model):
-    """Token by token as at once; the config's field reaches every block, and older ones lack it."""
+    """Token by token as at once; the config's field reaches every block."""
     tokens, positions = torch.randint(12, (2, T)), torch.arange(T)
     before = model(tokens, positions, CAUSAL)
     for block in model.blocks:

@@ -77,6 +77,7 @@ def test_older_checkpoints_lack_fields():
     saved = {k: v for k, v in asdict(Config()).items() if k not in BEFORE}
     config = from_checkpoint({**saved, "data_dir": ""}, "F")
     assert config.layout == "prompt" and config.accumulate == 1 and config.data_dir == CACHE
+    assert not config.qk_norm and config.deep_supervision == 0 and config.mask_rate_a == 1.0
 
 
 REFUSED = [  # field, value, what is said

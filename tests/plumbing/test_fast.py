@@ -186,7 +186,8 @@ def test_two_processes_train_as_one(tmp_path, data_dir):
     """
     small = ["--preset", "sudoku4", "--objective", "scdm", *TINY, "--max-steps", "8",
              "--checkpoint-every-steps", "5", "--eval-every-steps", "7", "--log-every-steps", "2",
-             "--accumulate", "2", "--data-dir", data_dir, "--out"]
+             "--accumulate", "2", "--depth", "2", "--deep-supervision", "1",
+             "--data-dir", data_dir, "--out"]
     train.main([*small, str(tmp_path / "one")])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
                "2", str(ROOT / "train.py"), *small, str(tmp_path / "two")]

@@ -138,8 +138,9 @@ def test_accumulating_is_the_whole_batch(objective, data_dir):
     results = []
     for parts in (1, 4):
         config = train.Config(
-            task="star", path_len=3, labels=9, width=16, depth=1, heads=2, batch_size=8,
-            objective=objective, learning_rate=0.01, accumulate=parts, data_dir=data_dir)
+            task="star", path_len=3, labels=9, width=16, depth=2, heads=2, batch_size=8,
+            objective=objective, learning_rate=0.01, accumulate=parts, data_dir=data_dir,
+            deep_supervision=1)
         step, state = start(config)
         results.append(([step(1.0).item() for _ in range(4)], state.model.state_dict()))
     (whole, weights), (parts, same) = results
@@ -451,6 +452,8 @@ def test_init(tmp_path, small, uninterrupted, capsys):
     for flags, words in ((["--width", "32"], "weight token.weight has shape"),
                          (["--board-size", "6", "--train-size", "5"], "token.weight has shape"),
                          (["--depth", "2"], "blocks.1.attn.qkv.weight has shape missing"),
+                         (["--heads", "1"], "heads = 2, and this run has 1; make them the same"),
+                         (["--qk-norm"], "trained with qk_norm = False, and this run has True;"),
                          (["--init", "nowhere.pt"], "checkpoint nowhere.pt does not exist")):
         assert run(train.main, [*small, str(tmp_path / "no"), "--init", str(old), *flags]) == 2
         assert words in last_line(capsys) and not (tmp_path / "no").exists()
@@ -517,6 +520,7 @@ def test_a_training_file_of_test_puzzles_is_refused(tmp_path, data_dir, file_run
     (["--order", "x"], "unknown argument --order"),
     (["--window", "0", "--objective", "mtp"], "'0' is not an integer >= 1"),
     (["--width", "20", "--heads", "3"], "--width 20 is not a multiple"),
+    (["--depth", "3", "--deep-supervision", "3"], "reads nothing before the last of 3 blocks"),
     (["--max-steps", "many"], "'many'"),
     (["--learning-rate", "nan"], "'nan'"),
     (["--task", "sudoku", "--board-size", "5", "--train-size", "9"], "legal: 4, 6, 9"),

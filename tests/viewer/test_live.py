@@ -2,6 +2,7 @@
 import base64
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,13 @@ def test_logits_are_those_of_pytorch(page, shipped):
                              tokens.tolist(), positions.tolist(), rank.tolist())
             found = torch.tensor(found).view(T, task.K)
             assert (found - expected).abs().max() < 1e-3 and expected.std() > 0.1
+
+
+def test_what_a_page_knows_of_its_model(shipped):
+    model, task, config = shipped
+    for asked in (False, True):
+        text = make_live.model_text(model, task, replace(config, qk_norm=asked))
+        assert json.loads(text)["qkNorm"] is asked
 
 
 @needs_browser
