@@ -375,7 +375,8 @@ def summary(found):
 
     for preset, results in found.items():
         for task, what, a, b in gaps(pooled(results)):
-            cells = (task, what, share(a), share(b), str(a["seeds"]), f"`{preset}`")
+            seeds = " / ".join(str(n) for n in dict.fromkeys((a["seeds"], b["seeds"])))
+            cells = (task, what, share(a), share(b), seeds, f"`{preset}`")
             text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text)
 
