@@ -161,10 +161,9 @@ def make_state(config, task, device, autocast, process=0, count=1, saved=None):
 
     Raises BadInput for a checkpoint (of the run, or --init) that does not fit.
     """
-    file, weights = (Path(config.out) / "ckpt.pt", saved) if saved else (config.init, None)
+    file = Path(config.out) / "ckpt.pt" if saved else config.init
     if file:
-        weights = weights or load_checkpoint(file)
-        model = model_with(weights, config, task, file)
+        model = model_with(saved or load_checkpoint(file), config, task, file)
     else:
         model = build_model(config, task)
         model.init_weights(torch.Generator().manual_seed(config.seed), config.embedding_std)
@@ -185,7 +184,8 @@ def held_out_loss(state):
     tokens, given = state.task.held_out(state.config.eval_samples)
     generator = torch.Generator().manual_seed(2**40 + 2)  # on the CPU: all devices hide the same
     turn, W = draw_hidden((tokens, given), state.task, state.config, generator)
-    total, config = 0.0, replace(state.config, deep_supervision=0)  # nothing is learned here
+    config = replace(state.config, deep_supervision=0)  # nothing is learned here
+    total = 0.0
     for i in range(0, len(tokens), 256):
         part = slice(i, i + 256)
         batch, hidden = (tokens[part].to(state.device), None), (turn[part].to(state.device), W)

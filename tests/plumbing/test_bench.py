@@ -128,3 +128,11 @@ def test_puzzles_are_measured_in_the_layout_that_all_objectives_can_train():
     for objective in ("mdm", "ar", "mtp"):
         configuration.check(replace(config, objective=objective))
     assert bench.make_task(config).S == 162
+
+
+def test_what_is_measured_does_not_depend_on_the_recipe_of_the_preset():
+    """The flops that are counted are those of one reading, after the last block."""
+    recipe = configuration.PRESETS["sudoku9-gen"]
+    assert recipe["optimizer"] == "muon" and recipe["deep_supervision"] > 0
+    config = bench.chosen_config(bench.parse_args(["--preset", "sudoku9-gen"]), torch.device("cpu"))
+    assert (config.optimizer, config.deep_supervision) == ("adamw", 0)
