@@ -85,9 +85,9 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
         eval_every_steps=0, eval_samples=512),
     "sudoku9-gen": dict(
         task="sudoku-gen", board_size=9, train_size=20000, width=256, depth=12, heads=8,
-        mask_rate_a=3.0, mask_rate_b=3.0, batch_size=256, deep_supervision=4, optimizer="muon",
-        muon_learning_rate=1e-3, decay_fraction=0.8, max_steps=100000, max_seconds=120.0,
-        compile=True, eval_every_steps=3000, eval_samples=1000),
+        mask_rate_a=3.0, mask_rate_b=3.0, batch_size=256, qk_norm=True, deep_supervision=3,
+        optimizer="muon", muon_learning_rate=1e-3, decay_fraction=0.8, max_steps=100000,
+        max_seconds=120.0, compile=True, eval_every_steps=3000, eval_samples=1000),
     "sudoku9": dict(
         task="sudoku", board_size=9, train_size=200000, width=256, depth=12, heads=8,
         minimal_share=0.0, mask_rate_a=4.0, batch_size=512, max_steps=100000, max_seconds=88.0,
