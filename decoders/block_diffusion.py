@@ -45,12 +45,13 @@ from objectives import OBJECTIVES, ORDERS, Objective
 from plumbing.checkpoint import check_out, load_checkpoint, load_model, save_checkpoint
 from plumbing.cli import (DEVICES, BadInput, Parser, choose_device, end, number, path, printable,
                           run, say)
+from plumbing.fast import WARM_STEPS
 from plumbing.randomness import sample_keys
 from train import check_finite, has_ended, lr_scale, make_state, make_step
 
 # fields of config.Config that the short loop here does not read
 WITHOUT_MEANING = ("objective", "window", "stop_at_solved", "eval_every_steps", "eval_samples",
-                   "checkpoint_every_steps")
+                   "checkpoint_every_steps", "own_order")
 
 # --------------------------------------------------------------------------------------------------
 # Who may look at whom
@@ -250,6 +251,9 @@ def train(config, how):
             loss = step(lr_scale(state.step, state.seconds, config))
             state.step += 1
             bar.update()
+            if config.compile and state.step <= WARM_STEPS:  # compiling is not on the clock
+                loss.item()  # waits for a GPU
+                began = time.perf_counter()
             if state.step % config.log_every_steps == 0 or state.step == config.max_steps:
                 bar.set_postfix_str(f"loss {loss.item():.5f}")  # waits for a GPU
                 check_finite([loss.item()], state.step, Path(config.out) / "ckpt.pt")

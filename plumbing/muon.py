@@ -8,10 +8,10 @@ to be launched. The method is Muon's (arXiv 2502.16982); a test holds the two to
 import torch
 
 
-def orthogonalize(updates, coefficients, steps, eps):
-    """Newton-Schulz on a stack of matrices: (L, m, n) -> (L, m, n) bf16, singular values near 1."""
+def orthogonalize(updates, coefficients, steps, eps, dtype):
+    """Newton-Schulz on a stack of matrices, (L, m, n): singular values to near 1, in dtype."""
     a, b, c = coefficients
-    x = updates.bfloat16()
+    x = updates.to(dtype)
     tall = x.shape[1] > x.shape[2]
     if tall:  # the smaller side makes the smaller Gram matrix
         x = x.transpose(1, 2)
@@ -24,7 +24,11 @@ def orthogonalize(updates, coefficients, steps, eps):
 
 
 class BatchedMuon(torch.optim.Muon):
-    """Arguments, state and update of torch.optim.Muon with adjust_lr_fn="match_rms_adamw"."""
+    """Arguments, state and update of torch.optim.Muon with adjust_lr_fn="match_rms_adamw".
+
+    But in fp32 where there is no GPU: many CPUs have no bf16 arithmetic, and imitating it takes
+    more time than the rest of the training step (LOG.md).
+    """
 
     @torch.no_grad()
     def step(self):
@@ -44,8 +48,9 @@ class BatchedMuon(torch.optim.Muon):
         momentum = group["momentum"]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         updates = torch._foreach_lerp(grads, buffers, momentum)  # Nesterov
+        dtype = torch.bfloat16 if grads[0].is_cuda else torch.float32
         updates = orthogonalize(torch.stack(updates), group["ns_coefficients"], group["ns_steps"],
-                                group["eps"])
+                                group["eps"], dtype)
         rate = group["lr"] * 0.2 * max(shape) ** 0.5  # an update as large as AdamW's would be
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, list(updates.to(params[0].dtype)), alpha=-rate)

@@ -104,6 +104,10 @@ ROW = {"objective": is_text, "trained_window": is_trained_window, "latents": is_
 ROW_OF_DECODER = {"decoder": is_text, "knobs": is_knobs, "restarts": is_index, "test": is_text,
                   "undone": is_amount, "order_tau": is_exponent, "once_right": is_lost,
                   "solved_bits": is_bits}
+BLOCKS = {"size": is_count, "order": lambda value: value in ("random", "left_to_right"),
+          "solved": is_index, "num": is_count,
+          "interval": lambda value: isinstance(value, list) and len(value) == 2
+          and all(map(is_amount, value)), "tokens": is_amount, "held_out_nats": is_amount}
 BENCH = {"command": is_text, "device": is_text, "threads": is_count, "torch": is_text,
          "width": is_count, "depth": is_count, "repeats": is_count}
 BENCH_PARTS = {  # of a bench report: a list of rows each -> title
@@ -136,17 +140,21 @@ def harmless(value):
     return printable(value, 1000) if isinstance(value, str) else value
 
 
-def read_json(file):
-    """-> a dict. Raises BadInput."""
+def read_json(file, lines=False):
+    """-> a dict; with lines a list of them, one a line. Raises BadInput."""
     shown = printable(file, 200)
     try:
-        loaded = harmless(json.loads(Path(file).read_text(encoding="utf-8")))
+        text = Path(file).read_text(encoding="utf-8")
+        if lines:
+            loaded = [harmless(json.loads(line)) for line in text.splitlines()]
+        else:
+            loaded = harmless(json.loads(text))
     except OSError as e:
         raise BadInput(f"cannot read {shown}: {e.strerror}") from None
     except (ValueError, RecursionError):
         raise BadInput(f"{shown} is not JSON: cut off or damaged; "
                        "make it again, or move it away") from None
-    if not isinstance(loaded, dict):
+    if not all(isinstance(part, dict) for part in (loaded if lines else [loaded])):
         raise BadInput(f"{shown} does not hold a JSON object; make it again, or move it away")
     return loaded
 
@@ -540,14 +548,44 @@ def board(found, columns, moments, N, seed):
 # Pages: the generated parts of RESULTS.md and README.md
 
 
+def trained_blocks(file):
+    """What `decoders.block_diffusion` printed with --json, a line for each size and order -> table.
+
+    Blocks of one cell have one order, whose line may stand for both. Raises BadInput.
+    """
+    if not Path(file).exists():
+        return ""
+    text = header(["cells of a block", "latents", "solved %, random order within a block",
+                   "left to right", "nats per cell", "tokens"])
+    lines, sizes = read_json(file, lines=True), {}
+    for i, line in enumerate(lines or [{}]):
+        check_fields(line, BLOCKS, file, f"line {i + 1}: ")
+        low, high = line["interval"]
+        solved = f"{100 * line['solved'] / line['num']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+        sizes.setdefault(line["size"], {})[line["order"]] = solved
+        bound = "" if line["size"] == 1 else "<= "
+        sizes[line["size"]]["rest"] = f"{bound}{line['held_out_nats']:.4f} | {line['tokens']}"
+    for size, found in sorted(sizes.items()):
+        if size == 1:
+            found = {"left_to_right": found.get("random"), **found}
+        for order in ("random", "left_to_right"):
+            if not found.get(order):
+                refuse(file, f"order {order}", f"is missing for blocks of {size}")
+        latents = f"0 to {size - 1}" if size > 1 else "0"
+        text.append(f"| {size} | {latents} | {found['random']} | {found['left_to_right']} | "
+                    f"{found['rest']} |")
+    return "\n".join(text)
+
+
 def tables(folder, order):
     """The results folder -> {name of a part: text}."""
     found = load_results(folder, order)
+    blocks = trained_blocks(Path(folder) / "decoders" / "trained-blocks-seed0.jsonl")
     decoded = compare.tables(found.pop("decoders", []))
     benches = [read_bench(file) for file in sorted(Path(folder).glob("bench*.json"))]
     everything = "\n\n".join([table(found), *map(bench_markdown, benches)])
     return {"rows": rows(found), "summary": summary(found), "table": everything,
-            "decoders": decoded}
+            "decoders": decoded, "blocks": blocks}
 
 
 def update_page(page, texts, file):

@@ -3,6 +3,7 @@
     P prompt positions   A answer cells   n cells of a block   C positions of the clean copy
 """
 import json
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import Oracle, ToyTask, empty, keys_for, random_model, task_config
 
 import decoders
 from data import make_task
+from decoders import block_diffusion
 from decoders.block_diffusion import (block_nats, decode, draw_lengths, hide_in_blocks, main,
                                       who_sees_whom)
 from diffusion import draw_turns, hidden_nats, joint
@@ -350,6 +352,7 @@ def test_the_program(tmp_path, capsys, monkeypatch):
             ([*tiny, "--sizes", "4", "--out", out], "already holds a checkpoint"),
             ([*tiny, "--sizes", "17", "--out", out + "2"], "a block of 17 cells"),
             ([*tiny, "--sizes", "4", "--objective", "mdm"], "--objective has no meaning"),
+            ([*tiny, "--sizes", "4", "--own-order", "0.5"], "--own-order has no meaning"),
             ([*tiny, "--sizes", "4", "--batch-size", "7", "--complementary", "--out", out + "2"],
              "--batch-size 7"),
             ([*tiny, "--sizes", "4", "--task", "sudoku", "--out", out + "2"], "--layout prompt"),
@@ -358,6 +361,25 @@ def test_the_program(tmp_path, capsys, monkeypatch):
         with pytest.raises(BadInput) as e:
             main(argv)
         assert words in str(e.value) and "\n" not in str(e.value)
+
+
+def test_compiling_is_not_on_the_clock(tmp_path, capsys, monkeypatch):
+    """A first step of 0.6 s does not end a training of 0.5 s before the fifth."""
+    monkeypatch.setitem(OBJECTIVES, "block", None)
+    calls = []
+
+    def slow_start(state):
+        def step(scale):
+            time.sleep(0.02 if calls else 0.6)
+            calls.append(scale)
+            return torch.zeros(())
+        return step
+
+    monkeypatch.setattr(block_diffusion, "make_step", slow_start)
+    main(["train", "--preset", "sudoku4", "--width", "16", "--depth", "1", "--heads", "2",
+          "--max-seconds", "0.5", "--compile", "--num", "1", "--device", "cpu", "--data-dir",
+          str(tmp_path), "--out", str(tmp_path / "b"), "--sizes", "4"])
+    assert len(calls) > 4
 
 
 def test_left_to_right_only_the_latents_differ():

@@ -1,4 +1,5 @@
 """plumbing/report.py: what the pages say is what results/ holds, and a damaged file is one line."""
+import itertools
 import json
 import shutil
 from dataclasses import fields
@@ -74,6 +75,28 @@ def test_results_are_consistent():
             last = log.splitlines()[-1].split(",")
             assert result["training"]["steps"] == int(last[0])
             assert result["training"]["seconds"] == float(last[1])
+
+
+def test_trained_blocks_are_what_was_printed(tmp_path):
+    """Of every size both orders (blocks of one cell: one), rate and interval as counted."""
+    file = ROOT / "results" / "decoders" / "trained-blocks-seed0.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    found = [(line["size"], line["order"]) for line in lines]
+    orders = ("random", "left_to_right")
+    assert found == [(1, "random"), *itertools.product((3, 9, 27, 81), orders)]
+    for line in lines:
+        assert line["trained_sizes"] == [line["size"]] and line["params"] == lines[0]["params"]
+        assert tuple(line["interval"]) == wilson(line["solved"], line["num"])
+    mixed = tmp_path / "lines.jsonl"
+    mixed.write_text("\n".join(map(json.dumps, reversed(lines))), encoding="utf-8")
+    assert report.trained_blocks(mixed) == report.trained_blocks(file)
+    rows = report.trained_blocks(file).splitlines()[2:]
+    for row, size in zip(rows, (1, 3, 9, 27, 81), strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        of_size = [line for line in lines if line["size"] == size]
+        assert cells[0] == str(size) and cells[1] == ("0" if size == 1 else f"0 to {size - 1}")
+        for cell, line in zip(cells[2:4], (of_size[0], of_size[-1])):
+            assert cell.startswith(f"{100 * line['solved'] / line['num']:.1f} (")
 
 
 def rates(preset, name, row=0):
@@ -250,6 +273,24 @@ def test_a_benchmark_that_cannot_be_is_one_line(copy, path, value, words, capsys
     assert run(reproduce.main, ["--table", "--results", str(copy)]) == 2
     said = capsys.readouterr().err
     assert words in said and "bench-scale.json" in said and said.count("\n") == 1
+
+
+LINE_OF_BLOCKS = (b'{"size": 9, "order": "random", "solved": 1, "num": 2, "interval": [0.1, 0.9], '
+                  b'"tokens": 81, "held_out_nats": 0.6}')
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"{", "is not JSON"), (b"3", "JSON object"), (b"{}\n", "line 1: size is missing"),
+    (b"\n", "is not JSON"), (b"", "line 1: size is missing"),
+    (LINE_OF_BLOCKS.replace(b"random", b"margin"), "line 1: order is 'margin'"),
+    (LINE_OF_BLOCKS, "order left_to_right is missing for blocks of 9")])
+def test_lines_of_trained_blocks_that_cannot_be_are_one_line(copy, content, words, capsys):
+    file = copy / "decoders" / "trained-blocks-seed0.jsonl"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    assert run(reproduce.main, ["--table", "--results", str(copy)]) == 2
+    said = capsys.readouterr().err
+    assert words in said and file.name in said and said.count("\n") == 1
 
 
 def test_control_characters_never_reach_the_terminal(copy, capsys):

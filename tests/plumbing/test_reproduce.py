@@ -22,7 +22,7 @@ import reproduce
 import sample
 import train
 from conftest import LINE, TINY
-from decoders import exact
+from decoders import block_diffusion, exact
 from objectives import make_dials
 from plumbing import report
 from plumbing.checkpoint import COLUMNS, load_model
@@ -321,7 +321,10 @@ def cut_down(script, argv, tmp_path, data_dir):
         argv += [] if "--what" in argv else ["--what", "train"]
     if script == "-m decoders.exact":
         argv = [*argv, "--num", "4", "--decoder", "plain"]
-    if script == "sample.py" and "--num" in argv:
+    if script == "-m decoders.block_diffusion" and argv[0] == "train":
+        argv = [*argv, "--width", "16", "--depth", "4", "--heads", "2", "--batch-size", "2"]
+        argv += ["--max-steps", "2", "--train-size", "20", "--data-dir", data_dir]
+    if script in ("sample.py", "-m decoders.block_diffusion") and "--num" in argv:
         at = argv.index("--num") + 1
         argv = [*argv[:at], "2", *argv[at + 1:]]
     if script == "reproduce.py" and not {"--table", "--boards", "--write"} & set(argv):
@@ -344,7 +347,7 @@ def test_readme_commands_run(tiny_findings, tmp_path, monkeypatch, data_dir, cap
     (tmp_path / "puzzles.txt").write_text((LINE + "\n") * 3, encoding="utf-8")
     mains = {"train.py": train.main, "sample.py": sample.main, "reproduce.py": reproduce.main,
              "bench.py": bench.main, "viewer/make_live.py": make_live.main,
-             "-m decoders.exact": exact.main}
+             "-m decoders.exact": exact.main, "-m decoders.block_diffusion": block_diffusion.main}
     assert len(commands()) >= 10
     for command in dict.fromkeys(commands()):
         _, script, *argv = shlex.split(command.replace("-m ", "-m\\ "))
