@@ -145,18 +145,15 @@ def read_json(file, lines=False):
     shown = printable(file, 200)
     try:
         text = Path(file).read_text(encoding="utf-8")
-        if lines:
-            loaded = [harmless(json.loads(line)) for line in text.splitlines()]
-        else:
-            loaded = harmless(json.loads(text))
+        parts = [harmless(json.loads(p)) for p in (text.splitlines() if lines else [text])]
     except OSError as e:
         raise BadInput(f"cannot read {shown}: {e.strerror}") from None
     except (ValueError, RecursionError):
         raise BadInput(f"{shown} is not JSON: cut off or damaged; "
                        "make it again, or move it away") from None
-    if not all(isinstance(part, dict) for part in (loaded if lines else [loaded])):
+    if not all(isinstance(part, dict) for part in parts):
         raise BadInput(f"{shown} does not hold a JSON object; make it again, or move it away")
-    return loaded
+    return parts if lines else parts[0]
 
 
 def read_result(file):
@@ -557,23 +554,22 @@ def trained_blocks(file):
         return ""
     text = header(["cells of a block", "latents", "solved %, random order within a block",
                    "left to right", "nats per cell", "tokens"])
-    lines, sizes = read_json(file, lines=True), {}
-    for i, line in enumerate(lines or [{}]):
+    found = {}
+    for i, line in enumerate(read_json(file, lines=True) or [{}]):
         check_fields(line, BLOCKS, file, f"line {i + 1}: ")
-        low, high = line["interval"]
-        solved = f"{100 * line['solved'] / line['num']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
-        sizes.setdefault(line["size"], {})[line["order"]] = solved
-        bound = "" if line["size"] == 1 else "<= "
-        sizes[line["size"]]["rest"] = f"{bound}{line['held_out_nats']:.4f} | {line['tokens']}"
-    for size, found in sorted(sizes.items()):
-        if size == 1:
-            found = {"left_to_right": found.get("random"), **found}
+        found[line["size"], line["order"]] = line
+    for size in sorted({size for size, _ in found}):
+        cells = []
         for order in ("random", "left_to_right"):
-            if not found.get(order):
+            line = found.get((size, "random" if size == 1 else order))
+            if line is None:
                 refuse(file, f"order {order}", f"is missing for blocks of {size}")
-        latents = f"0 to {size - 1}" if size > 1 else "0"
-        text.append(f"| {size} | {latents} | {found['random']} | {found['left_to_right']} | "
-                    f"{found['rest']} |")
+            low, high = line["interval"]
+            cells.append(f"{100 * line['solved'] / line['num']:.1f} "
+                         f"({100 * low:.1f}-{100 * high:.1f})")
+        latents, bound = (f"0 to {size - 1}", "<= ") if size > 1 else ("0", "")
+        text.append(f"| {size} | {latents} | {' | '.join(cells)} | "
+                    f"{bound}{line['held_out_nats']:.4f} | {line['tokens']} |")
     return "\n".join(text)
 
 
