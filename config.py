@@ -37,7 +37,6 @@ class Config:  # the comments are the --help
     window: str = "all"  # mtp: window W, a number or all, or random (a new W every step: for all W)
     mask_rate_a: float = 1.0  # law of the hidden share, Kumaraswamy(a, b); 1, 1: uniform, the bound
     mask_rate_b: float = 1.0  # its b; a, b = 4, 1 hide four fifths on average, 3, 3 three fifths
-    own_order: float = 0.0  # share of samples where what the model is least sure of is hidden
     # the model
     width: int = 128  # embedding width
     depth: int = 4  # transformer blocks
@@ -119,8 +118,8 @@ RANGES = {  # smallest and largest legal value
     "labels": (1, 4096), "train_size": (0, 100_000_000), "width": (1, 16384), "depth": (1, 256),
     "heads": (1, 1024), "loops": (1, 64), "deep_supervision": (0, 256),
     "embedding_std": (SMALL, 100), "learning_rate": (SMALL, 100), "mask_rate_a": (0.1, 100),
-    "mask_rate_b": (0.1, 100), "own_order": (0, 1), "muon_learning_rate": (SMALL, 100),
-    "weight_decay": (0, 100), "beta2": (0, 0.99999),
+    "mask_rate_b": (0.1, 100), "muon_learning_rate": (SMALL, 100), "weight_decay": (0, 100),
+    "beta2": (0, 0.99999),
     "batch_size": (1, 10_000_000), "accumulate": (1, 1_000_000), "max_steps": (1, 10**9),
     "max_seconds": (0, 10**9), "stop_at_solved": (0, 1), "warmup_steps": (0, 10**9),
     "decay_fraction": (0, 1), "grad_clip": (SMALL, 10**9), "seed": (0, 2**32),
@@ -143,7 +142,7 @@ MEANS_SOMETHING_FOR = {
 # Fields that older checkpoints lack, and what those runs did.
 BEFORE = {"layout": "prompt", "minimal_share": 0.0, "train_file": "", "init": "", "accumulate": 1,
           "loops": 1, "qk_norm": False, "deep_supervision": 0, "mask_rate_a": 1.0,
-          "mask_rate_b": 1.0, "own_order": 0.0}
+          "mask_rate_b": 1.0}
 
 
 def check(config):
@@ -159,9 +158,6 @@ def check(config):
     if config.task == "sudoku" and config.layout == "inplace" and next_token:
         raise BadInput(f"objective {config.objective} reads from left to right and cannot see "
                        "givens that stand further on; give --layout prompt")
-    if config.own_order and config.objective not in ("mdm", "sidm", "scdm"):
-        raise BadInput(f"--own-order {config.own_order} has no meaning for objective "
-                       f"{config.objective}; it is for objective mdm or sidm or scdm")
     params = 12 * config.depth * config.width ** 2
     if params > 4e9:
         raise BadInput(f"--width {config.width} and --depth {config.depth} make a model of "

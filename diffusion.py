@@ -75,37 +75,6 @@ def hide(batch_size, A, window, generator, device, given, rates=UNIFORM):
     return draw_turns(batch_size, A, generator, device, given=given, rates=rates), A
 
 
-@torch.no_grad()
-def surest_first(model, tokens, given, turn, task, ranks, share):
-    """Hide what the model is least sure of, in a share of the samples.
-
-    Decoding by confidence passes through boards on which only the easy cells are known; with random
-    masks hard cells are known as often. The mismatch is that of arXiv 2509.23405, which reweights
-    the loss instead; here the masks change (LOG.md).
-
-    tokens (B, S) clean; given (B, A) bool or None; turn (B, A) from draw_turns(). One look
-    at the prompt and the given cells lines the others up by the model's confidence, surest first.
-    Returns turn (B, A) in that order: as many hidden as before. No likelihood is bounded by it.
-    """
-    count = max(1, round(share * len(tokens)))
-    picked = (torch.arange(count, device=tokens.device) / share).long()
-    tokens, m = tokens[picked], turn[picked].amax(dim=1, keepdim=True)  # spread over all rates
-    known = torch.zeros_like(tokens[:, task.P:], dtype=torch.bool)
-    if given is not None:
-        known = given[picked]
-    start = tokens[:, task.P:].masked_fill(~known, task.MASK)
-    rank = ranks((~known).cumsum(dim=1) * ~known, task.A)
-    if rank is not None:
-        rank = F.pad(rank, (task.P, 0))
-    positions = torch.arange(task.S, device=tokens.device)
-    logits = model(torch.cat([tokens[:, :task.P], start], dim=1), positions, rank)  # (., S, K)
-    sure = logits[:, task.P:].float().softmax(dim=-1).amax(dim=-1)  # (., A)
-    line = sure.masked_fill(known, 2.0).argsort(dim=1, descending=True).argsort(dim=1)
-    turn = turn.clone()
-    turn[picked] = line - (task.A - m) + 1
-    return turn
-
-
 def hidden_nats(model, tokens, turn, W, task, ranks):
     """The loss of each sample: mean cross-entropy over its first W hidden cells -> (B,) nats.
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 import config as configuration
 from config import MAY_CHANGE, PRESETS, Config
 from data import Task, make_task
-from diffusion import UNIFORM, supervise, surest_first
+from diffusion import UNIFORM, supervise
 from objectives import OBJECTIVES, make_dials
 from plumbing.checkpoint import (build_model, check_out, load_checkpoint, model_with, open_out,
                                  restore, save)
@@ -100,23 +100,18 @@ def make_step(state):
     config, task, generator = state.config, state.task, state.generator
     params = list(state.model.parameters())
     fast = config.compile and state.device.type == "cuda" and compiler_works(state.device)
-    model = forward = torch.compile(state.model) if fast else state.model
+    forward = torch.compile(state.model) if fast else state.model
     if state.processes > 1:
         forward = torch.nn.parallel.DistributedDataParallel(forward)
-    ranks = OBJECTIVES[config.objective].ranks
     parts, rates = config.accumulate * state.processes, (config.mask_rate_a, config.mask_rate_b)
 
     def forward_backward():
         batch = task.train_batch(config.batch_size, generator, state.device)  # tokens (B, S), given
-        turn, W = draw_hidden(batch, task, config, generator, rates)
-        if config.own_order:
-            with state.autocast:  # one of its own: in bf16 it keeps copies without gradient
-                turn = surest_first(model, *batch, turn, task, ranks, config.own_order)
+        hidden = draw_hidden(batch, task, config, generator, rates)  # turn (B, A), W
         total = 0.0
         for part in range(state.process, parts, state.processes):
             with state.autocast:
-                loss = training_loss(forward, batch, (turn, W), task, config,
-                                     slice(part, None, parts))
+                loss = training_loss(forward, batch, hidden, task, config, slice(part, None, parts))
             (loss / config.accumulate).backward()
             total += loss.detach() / config.accumulate
         return total

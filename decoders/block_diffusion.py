@@ -51,7 +51,7 @@ from train import check_finite, has_ended, lr_scale, make_state, make_step
 
 # fields of config.Config that the short loop here does not read
 WITHOUT_MEANING = ("objective", "window", "stop_at_solved", "eval_every_steps", "eval_samples",
-                   "checkpoint_every_steps", "own_order")
+                   "checkpoint_every_steps")
 
 # --------------------------------------------------------------------------------------------------
 # Who may look at whom

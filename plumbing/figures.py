@@ -43,14 +43,17 @@ def draw(found, folder):
         save(compare.figure(plt, found["decoders"], "decoders: solved against forward passes"),
              "decoders")
     for preset, results in found.items():
-        if preset in ("decoders", "windows", "demo-dial", "sudoku9-cpu"):
-            continue  # drawn elsewhere, or two points
+        if preset in ("decoders", "windows", "demo-dial", "sudoku9-cpu", "layouts", "difficulty"):
+            continue  # drawn elsewhere, or nothing is dialled
         rows = pooled(results)
+        in_all = seeds_of(rows)
+        if preset == "sudoku9-gen":  # the others have equal seconds
+            rows = [r for r in rows if r["name"] != "mdm-long"]
         if preset == "sudoku6":
             rows = both_families(rows, pooled(found.get("windows", [])))
         seeds = max(r["seeds"] for r in rows)
         few = min(r["seeds"] for r in rows)
-        of_seeds = f"{few} to {seeds} seeds" if few < seeds else f"{seeds} seed{'s' * (seeds > 1)}"
+        of_seeds = seeds_of(rows)
         if any(r["test"] for r in rows):
             figure = draw_puzzles(plt, rows, f"{preset}: puzzles solved against forward passes "
                                              f"({of_seeds}, 95 % intervals)")
@@ -63,9 +66,15 @@ def draw(found, folder):
             figure = draw_training(plt, results, f"{preset}: accuracy during training ({of_seeds})")
         save(figure, preset)
         if preset == "sudoku9-gen":
-            save(draw_training(plt, results, f"{preset}: accuracy during training ({of_seeds})"),
+            save(draw_training(plt, results, f"{preset}: accuracy during training ({in_all})"),
                  f"{preset}-training")
     return files
+
+
+def seeds_of(rows):
+    """-> in words, how many seeds the rows have."""
+    few, seeds = min(r["seeds"] for r in rows), max(r["seeds"] for r in rows)
+    return f"{few} to {seeds} seeds" if few < seeds else f"{seeds} seed{'s' * (seeds > 1)}"
 
 
 def both_families(sudoku6, windows):
@@ -189,8 +198,9 @@ def draw_training(plt, results, title):
             seconds, solved = curve(d["log"])
             objective, window = d["rows"][0]["objective"], d["rows"][0]["trained_window"]
             label = objective + (f", W = {window}" if window else "")
+            named = d["seed"] == results[0]["seed"] and d["name"] != "mdm-long"  # it goes on longer
             axis.plot(seconds, solved, "--" if window == "1" else "-", color=color(objective),
-                      label=label if d["seed"] == results[0]["seed"] else None)
+                      label=label if named else None)
         axis.set(title=task, xlabel="training seconds", ylabel="solved, %", ylim=(-2, 103))
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)

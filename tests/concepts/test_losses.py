@@ -5,7 +5,6 @@
 import contextlib
 import itertools
 import math
-import types
 
 import pytest
 import torch
@@ -114,60 +113,6 @@ def test_deep_supervision_is_the_losses_of_shorter_models(objective, loops):
         for g, e in zip(gradients(loss), expected):
             torch.testing.assert_close(torch.zeros_like(e) if g is None else g, e,
                                        rtol=1e-4, atol=1e-5)
-
-
-class Sure:
-    """A stand-in for a model: how sure it is of cell a is sure[:, a]; remembers what it was fed."""
-
-    def __init__(self, sure, P):
-        self.sure, self.P, self.fed = sure, P, []
-
-    def __call__(self, tokens, positions, rank=None):
-        self.fed.append((tokens.clone(), rank))
-        logits = torch.zeros(*tokens.shape, 2)
-        logits[:, self.P:, 0] = self.sure[:len(tokens)]
-        return logits
-
-
-@pytest.mark.parametrize("share", (0.25, 0.5, 1.0))
-@pytest.mark.parametrize("ranks", (diffusion.joint, diffusion.independent, diffusion.semi_causal))
-def test_own_order_hides_what_is_least_sure(share, ranks):
-    """In every fourth, second or each sample: its m least sure cells, in their order, given cells
-    never; the model sees the prompt and the given cells alone. The other samples stay."""
-    task = types.SimpleNamespace(P=2, A=6, S=8, MASK=9)
-    tokens = torch.randint(0, 8, (8, 8), generator=gen())
-    given = torch.rand(8, 6, generator=gen()) < 0.4
-    given[:, 0] = False  # nobody knows all
-    turn = diffusion.draw_turns(8, 6, gen(), "cpu", given=given)
-    model = Sure(torch.rand(8, 6, generator=gen()), 2)
-    new = diffusion.surest_first(model, tokens, given, turn, task, ranks, share)
-    picked = range(0, 8, round(1 / share))
-    (fed, rank), = model.fed
-    for i, row in enumerate(picked):
-        free = (~given[row]).nonzero().flatten().tolist()
-        hidden = sorted(free, key=lambda a: -model.sure[i, a])[len(free) - int(turn[row].max()):]
-        assert [int(new[row, a]) for a in hidden] == list(range(1, len(hidden) + 1))
-        assert all(new[row, a] <= 0 for a in set(range(6)) - set(hidden))
-        assert (fed[i, 2:] == 9).tolist() == (~given[row]).tolist()
-        assert (fed[i, :2] == tokens[row, :2]).all()
-        if rank is not None:  # known cells see each other, and are seen by all
-            assert ((rank[i] <= 0) == (fed[i] != 9)).all()
-    others = [row for row in range(8) if row not in picked]
-    assert (new[others] == turn[others]).all() and len(fed) == len(picked)
-
-
-def test_own_order_reaches_the_step():
-    """A step with it differs from one without by its masks alone: while every prediction is uniform
-    the loss is the same, but the weights go another way."""
-    after = []
-    for share in (0.0, 1.0):
-        config = Config(task="sudoku-gen", board_size=4, train_size=4, own_order=share, width=8,
-                        depth=1, heads=1, batch_size=4, eval_samples=4)
-        state = train.make_state(config, train.make_task(config), torch.device("cpu"),
-                                 contextlib.nullcontext())
-        step = train.make_step(state)
-        after.append((step(1.0).item(), state.model.head.weight.clone()))
-    assert after[0][0] == pytest.approx(after[1][0]) and not torch.equal(after[0][1], after[1][1])
 
 
 def test_m_never_exceeds_what_there_is(monkeypatch):
