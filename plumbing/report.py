@@ -342,9 +342,10 @@ def per_seed(r):
 FRONT = (  # the four rows of the README's first page: preset, task, what is compared, in words
     ("sudoku9-gen", "sudoku-gen 9x9", JOINT,
      "diffusion on 9x9 boards: trained without latents (`sidm`) or with all (`mdm`)"),
-    ("sudoku6", "sudoku-gen 6x6", DIAL,
-     "one diffusion model (`scdm`) on 6x6: its dial at n = 0 or n = all"),
-    ("sudoku6", "sudoku-gen 6x6", WINDOW, "left to right (`mtp`): a window of W = 1 or W = all"),
+    ("sudoku9-gen", "sudoku-gen 9x9", DIAL,
+     "one diffusion model (`scdm`): its dial at n = 0 or n = all"),
+    ("sudoku9-gen", "sudoku-gen 9x9", WINDOW,
+     "left to right (`mtp`): a window of W = 1 or W = all"),
     ("star", "star G(5,5)", WINDOW, "the same on star graphs G(5,5)"),
 )
 
