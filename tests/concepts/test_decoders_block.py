@@ -352,7 +352,6 @@ def test_the_program(tmp_path, capsys, monkeypatch):
             ([*tiny, "--sizes", "4", "--out", out], "already holds a checkpoint"),
             ([*tiny, "--sizes", "17", "--out", out + "2"], "a block of 17 cells"),
             ([*tiny, "--sizes", "4", "--objective", "mdm"], "--objective has no meaning"),
-            ([*tiny, "--sizes", "4", "--own-order", "0.5"], "--own-order has no meaning"),
             ([*tiny, "--sizes", "4", "--batch-size", "7", "--complementary", "--out", out + "2"],
              "--batch-size 7"),
             ([*tiny, "--sizes", "4", "--task", "sudoku", "--out", out + "2"], "--layout prompt"),
