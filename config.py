@@ -119,12 +119,11 @@ RANGES = {  # smallest and largest legal value
     "heads": (1, 1024), "loops": (1, 64), "deep_supervision": (0, 256),
     "embedding_std": (SMALL, 100), "learning_rate": (SMALL, 100), "mask_rate_a": (0.1, 100),
     "mask_rate_b": (0.1, 100), "muon_learning_rate": (SMALL, 100), "weight_decay": (0, 100),
-    "beta2": (0, 0.99999),
-    "batch_size": (1, 10_000_000), "accumulate": (1, 1_000_000), "max_steps": (1, 10**9),
-    "max_seconds": (0, 10**9), "stop_at_solved": (0, 1), "warmup_steps": (0, 10**9),
-    "decay_fraction": (0, 1), "grad_clip": (SMALL, 10**9), "seed": (0, 2**32),
-    "log_every_steps": (1, 10**9), "eval_every_steps": (0, 10**9), "eval_samples": (1, 1_000_000),
-    "checkpoint_every_steps": (1, 10**9),
+    "beta2": (0, 0.99999), "batch_size": (1, 10_000_000), "accumulate": (1, 1_000_000),
+    "max_steps": (1, 10**9), "max_seconds": (0, 10**9), "stop_at_solved": (0, 1),
+    "warmup_steps": (0, 10**9), "decay_fraction": (0, 1), "grad_clip": (SMALL, 10**9),
+    "seed": (0, 2**32), "log_every_steps": (1, 10**9), "eval_every_steps": (0, 10**9),
+    "eval_samples": (1, 1_000_000), "checkpoint_every_steps": (1, 10**9),
 }
 # What may change when a run is resumed; anything else would be another run.
 MAY_CHANGE = {"max_steps", "max_seconds", "stop_at_solved", "device", "compile", "data_dir", "out",

@@ -1,4 +1,4 @@
-"""How likely a model finds data it never saw, and the floor that no model can go below.
+"""How likely a model finds data it never saw, and the entropy of uniformly random boards.
 
     B batch   P prompt positions   A answer positions   S = P + A   u cells to be found
 

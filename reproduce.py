@@ -74,8 +74,8 @@ S9, GEN9 = PRESETS["sudoku9"], PRESETS["sudoku9-gen"]
 # any practice; W = all is to differ from it in nothing else.
 EVEN = dict(mask_rate_a=1.0, mask_rate_b=1.0)
 # What boards gained from, tried on puzzles.
-HARD = dict(optimizer="muon", muon_learning_rate=1e-3, batch_size=256, qk_norm=True,
-            deep_supervision=3)
+AS_BOARDS = dict(optimizer="muon", muon_learning_rate=1e-3, batch_size=256, qk_norm=True,
+                 deep_supervision=3)
 TESTS = ("own", "kaggle_easy_2000.txt", "radcliffe_mixed_2500.txt", "bank_diabolical_150.txt",
          "top95.txt")
 ORDERS_AND_STEPS = (*dialled("order", "confidence", "margin", "random"),
@@ -112,7 +112,7 @@ FINDINGS = {
     # One GPU: 9x9 puzzles, givens in place; ar with the puzzle as a prompt.
     "sudoku9": (
         Run("mdm", dict(S9, objective="mdm"), on_tests(*ORDERS_AND_STEPS)),
-        Run("mdm-long", dict({**S9, **HARD}, objective="mdm", max_seconds=240.0),
+        Run("mdm-long", dict({**S9, **AS_BOARDS}, objective="mdm", max_seconds=240.0),
             on_tests(*ORDERS_AND_STEPS)),
         Run("scdm", dict(S9, objective="scdm"), on_tests(*dialled("latents", 0, 8, 32, ALL))),
         Run("sidm", dict(S9, objective="sidm"), on_tests(*ORDERS_AND_STEPS)),
@@ -120,19 +120,13 @@ FINDINGS = {
         Run("mtp-all", dict(S9, **EVEN, objective="mtp", window="all"), on_tests({})),
         Run("ar", dict(S9, objective="ar", layout="prompt"), on_tests({})),
     ),
-    # One GPU: the same puzzles with the givens in place or as a prompt, at equal seconds.
-    "layouts": (
-        *(Run(f"{o}-inplace", dict(S9, objective=o), on_tests({}), like=f"sudoku9/{o}")
-          for o in ("mdm", "sidm")),
-        *(Run(f"{o}-prompt", dict(S9, objective=o, layout="prompt"), on_tests({}))
-          for o in ("mdm", "sidm")),
-    ),
-    # One GPU: what puzzles that no given can be taken from buy, as a share of the training set.
-    "difficulty": (
-        Run("mdm-minimal-0.0", dict(S9, objective="mdm"), on_tests({}), like="sudoku9/mdm"),
-        *(Run(f"mdm-minimal-{share}", dict(S9, objective="mdm", minimal_share=share), on_tests({}))
-          for share in (0.2, 0.5, 1.0)),
-    ),
+    # One GPU: the same puzzles as a prompt, in equal seconds; in place: sudoku9.
+    "layouts": tuple(Run(f"{o}-prompt", dict(S9, objective=o, layout="prompt"), on_tests({}))
+                     for o in ("mdm", "sidm")),
+    # One GPU: what puzzles that no given can be taken from buy, as a share of the training set; a
+    # share of 0: sudoku9.
+    "difficulty": tuple(Run(f"mdm-minimal-{share}", dict(S9, objective="mdm", minimal_share=share),
+                            on_tests({})) for share in (0.2, 0.5, 1.0)),
     # Two CPU cores: puzzles of newspapers.
     "sudoku9-cpu": (
         Run("mdm", dict(PRESETS["sudoku9-cpu"], objective="mdm"),
@@ -477,7 +471,7 @@ def main(argv=None):
     if args.preset == "decoders":
         print(f"\n{compare.tables(done)}")
         return
-    print(f"\n{report.table({args.preset: done})}\n")
+    print(f"\n{report.table({args.preset: done}, order())}\n")
     for line in report.findings(done):
         print(line)
     written = printable(f"{args.results}/{args.preset}", 200)

@@ -20,8 +20,8 @@ def color(objective):
 
 
 def draw(found, folder):
-    """found -> files: accuracy against latents and time where something is dialled, else against
-    training."""
+    """found -> files: puzzles solved against passes; accuracy against latents and time where
+    something is dialled; else accuracy against training."""
     try:
         import matplotlib
     except ImportError:
@@ -44,15 +44,14 @@ def draw(found, folder):
              "decoders")
     for preset, results in found.items():
         if preset in ("decoders", "windows", "demo-dial", "sudoku9-cpu", "layouts", "difficulty"):
-            continue  # drawn elsewhere, or nothing is dialled
+            continue  # decoders: above; windows: with sudoku6; the others: a table says it
         rows = pooled(results)
-        in_all = seeds_of(rows)
+        training = f"{preset}: accuracy during training ({seeds_of(rows)})"
         if preset == "sudoku9-gen":  # the others have equal seconds
             rows = [r for r in rows if r["name"] != "mdm-long"]
         if preset == "sudoku6":
             rows = both_families(rows, pooled(found.get("windows", [])))
-        seeds = max(r["seeds"] for r in rows)
-        few = min(r["seeds"] for r in rows)
+        few, seeds = min(r["seeds"] for r in rows), max(r["seeds"] for r in rows)
         of_seeds = seeds_of(rows)
         if any(r["test"] for r in rows):
             figure = draw_puzzles(plt, rows, f"{preset}: puzzles solved against forward passes "
@@ -63,11 +62,10 @@ def draw(found, folder):
             figure = draw_dial(plt, rows, f"{preset}: accuracy against latents and against time "
                                           f"({of_seeds}, {bars})")
         else:
-            figure = draw_training(plt, results, f"{preset}: accuracy during training ({of_seeds})")
+            figure = draw_training(plt, results, training)
         save(figure, preset)
         if preset == "sudoku9-gen":
-            save(draw_training(plt, results, f"{preset}: accuracy during training ({in_all})"),
-                 f"{preset}-training")
+            save(draw_training(plt, results, training), f"{preset}-training")
     return files
 
 
@@ -117,12 +115,12 @@ def draw_puzzles(plt, rows, title):
             axis.errorbar([r["nfe"] for r in surest], y, yerr=[low, high], fmt=style, color=color,
                           capsize=3, label=name if model == models[0] else None)
         for r in members:
-            if r["order"] == "random" and r["name"] == models[0]:
-                axis.plot(r["nfe"], 100 * r["rate"], "x", color=color, ms=8)
-    for style, model in zip(("k-o", "k:s"), models):
+            if r["order"] == "random" and r["name"] in models:
+                axis.plot(r["nfe"], 100 * r["rate"], "x+"[models.index(r["name"])], color=color, ms=8)
+    for style, cross, model in zip(("k-o", "k:s"), ("kx", "k+"), models):
         seconds = next(r["train_seconds"][0] for r in rows if r["name"] == model)
         axis.plot([], [], style, label=f"{model}, {seconds:.0f} s of training")
-    axis.plot([], [], "kx", label="random order")
+        axis.plot([], [], cross, label=f"{model}, random order")
     axis.set(title=title, xscale="log", ylim=(-2, 103), ylabel="solved, %",
              xlabel="forward passes per puzzle: 8, 4, 2, 1 cells a pass, then up to 4, 16 restarts")
     axis.title.set_fontsize(11)
@@ -198,9 +196,11 @@ def draw_training(plt, results, title):
             seconds, solved = curve(d["log"])
             objective, window = d["rows"][0]["objective"], d["rows"][0]["trained_window"]
             label = objective + (f", W = {window}" if window else "")
-            named = d["seed"] == results[0]["seed"] and d["name"] != "mdm-long"  # it goes on longer
-            axis.plot(seconds, solved, "--" if window == "1" else "-", color=color(objective),
-                      label=label if named else None)
+            dashes = "--" if window == "1" else "-"
+            if d["name"] == "mdm-long":  # another schedule: its early points compare with no others
+                dashes, label = ":", f"{label}, {max(seconds, default=0):.0f} s"
+            axis.plot(seconds, solved, dashes, color=color(objective),
+                      label=label if d["seed"] == results[0]["seed"] else None)
         axis.set(title=task, xlabel="training seconds", ylabel="solved, %", ylim=(-2, 103))
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)

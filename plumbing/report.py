@@ -345,7 +345,7 @@ FRONT = (  # the four rows of the README's first page: preset, task, what is com
     ("sudoku9-gen", "sudoku-gen 9x9", DIAL,
      "one diffusion model (`scdm`): its dial at n = 0 or n = all"),
     ("sudoku9-gen", "sudoku-gen 9x9", WINDOW,
-     "left to right (`mtp`): a window of W = 1 or W = all"),
+     "left to right (`mtp`): W = 1 (scores one cell a sample; `ar`, all: figure) or W = all"),
     ("star", "star G(5,5)", WINDOW, "the same on star graphs G(5,5)"),
 )
 
@@ -387,19 +387,21 @@ def summary(found):
     return "\n".join(text)
 
 
-def table(found):
-    """Every row of every preset."""
+def table(found, order):
+    """Every row of every preset. order: {preset: the names of all its runs}."""
     parts = []
     for preset, results in found.items():
-        parts += [command_line(preset, results), "\n".join(result_rows(pooled(results)))]
+        parts += [command_line(preset, results, order[preset]),
+                  "\n".join(result_rows(pooled(results)))]
         distances = distance_rows(pooled(results))
         if distances:
             parts += ["Solved %, with counts, by planning distance:", "\n".join(distances)]
     return "\n\n".join(parts)
 
 
-def command_line(preset, results):
-    """What stands above a table: its command, machines, seeds and minutes."""
+def command_line(preset, results, names):
+    """What stands above a table: its command, machines, seeds and minutes. names: all runs there
+    are; where some have no results the command asks for the others."""
     machines = dict.fromkeys(
         f"{m['device']}, {m['threads']} threads, torch {m['torch']}"
         for m in (d["machine"] for d in results))
@@ -408,7 +410,10 @@ def command_line(preset, results):
         walls.setdefault(d["name"], []).append(compare.wall_seconds(d))
     minutes = sum(sum(wall) / len(wall) for wall in walls.values()) / 60
     fewest, most = min(map(len, walls.values())), max(map(len, walls.values()))
-    command = f"python reproduce.py --preset {preset}" + (f" --seeds {most}" if most > 1 else "")
+    command = f"python reproduce.py --preset {preset}"
+    if len(walls) < len(names):
+        command += f" --only {','.join(walls)}"
+    command += f" --seeds {most}" if most > 1 else ""
     seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
     if any(row.get("test", "own") != "own" for d in results for row in d["rows"]):
         command += " --puzzles DIR"
@@ -580,7 +585,7 @@ def tables(folder, order):
     blocks = trained_blocks(Path(folder) / "decoders" / "trained-blocks-seed0.jsonl")
     decoded = compare.tables(found.pop("decoders", []))
     benches = [read_bench(file) for file in sorted(Path(folder).glob("bench*.json"))]
-    everything = "\n\n".join([table(found), *map(bench_markdown, benches)])
+    everything = "\n\n".join([table(found, order), *map(bench_markdown, benches)])
     return {"rows": rows(found), "summary": summary(found), "table": everything,
             "decoders": decoded, "blocks": blocks}
 
