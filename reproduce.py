@@ -7,8 +7,8 @@
     python reproduce.py --boards           # one board, generated without and with latents
 
 Each training and seed is one file results/<preset>/<name>-seed<k>.json: command, config, machine,
-a row for each dial; its log lies beside it. No number on a page is typed by hand: a test compares
-the pages with these files.
+a row for each dial; its log lies beside it. No number in a table of the pages is typed by hand: a
+test compares them with these files.
 """
 if __name__ == "__main__":
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)

@@ -116,7 +116,8 @@ def draw_puzzles(plt, rows, title):
                           capsize=3, label=name if model == models[0] else None)
         for r in members:
             if r["order"] == "random" and r["name"] in models:
-                axis.plot(r["nfe"], 100 * r["rate"], "x+"[models.index(r["name"])], color=color, ms=8)
+                cross = "x+"[models.index(r["name"])]
+                axis.plot(r["nfe"], 100 * r["rate"], cross, color=color, ms=8)
     for style, cross, model in zip(("k-o", "k:s"), ("kx", "k+"), models):
         seconds = next(r["train_seconds"][0] for r in rows if r["name"] == model)
         axis.plot([], [], style, label=f"{model}, {seconds:.0f} s of training")

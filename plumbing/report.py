@@ -341,11 +341,11 @@ def per_seed(r):
 
 FRONT = (  # the four rows of the README's first page: preset, task, what is compared, in words
     ("sudoku9-gen", "sudoku-gen 9x9", JOINT,
-     "diffusion on 9x9 boards: trained without latents (`sidm`) or with all (`mdm`)"),
+     "9x9 boards after 2 minutes: diffusion without latents (`sidm`) or with all (`mdm`)"),
     ("sudoku9-gen", "sudoku-gen 9x9", DIAL,
      "one diffusion model (`scdm`): its dial at n = 0 or n = all"),
     ("sudoku9-gen", "sudoku-gen 9x9", WINDOW,
-     "left to right (`mtp`): W = 1 (scores one cell a sample; `ar`, all: figure) or W = all"),
+     "left to right (`mtp`): W = 1 (scores fewer cells, see `ar` in the figure) or W = all"),
     ("star", "star G(5,5)", WINDOW, "the same on star graphs G(5,5)"),
 )
 
