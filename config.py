@@ -131,8 +131,8 @@ MAY_CHANGE = {"max_steps", "max_seconds", "stop_at_solved", "device", "compile",
 # Fields that only some runs read: asking for them elsewhere is a mistake, not a wish.
 MEANS_SOMETHING_FOR = {
     "window": ("objective", ("mtp",)), "board_size": ("task", ("sudoku-gen", "sudoku")),
-    "mask_rate_a": ("objective", ("mdm", "sidm", "scdm", "mtp")),
-    "mask_rate_b": ("objective", ("mdm", "sidm", "scdm", "mtp")),
+    "mask_rate_a": ("objective", ("mdm", "sidm", "scdm")),
+    "mask_rate_b": ("objective", ("mdm", "sidm", "scdm")),
     "layout": ("task", ("sudoku",)), "minimal_share": ("task", ("sudoku",)),
     "train_file": ("task", ("sudoku",)), "arms": ("task", ("star",)),
     "path_len": ("task", ("star",)), "labels": ("task", ("star", "planning")),

@@ -45,11 +45,13 @@ def draw_window(window, A, generator, device):
 
 
 def hide_the_rest(batch_size, A, window, generator, device, given, rates=UNIFORM):
-    """-> turn (B, A), W: all cells from a random cut on are hidden, and W of them count."""
+    """-> turn (B, A), W: all cells from a random cut on are hidden, and W of them count.
+
+    The cut is uniform whatever the rates: with W = 1 the first hidden cell alone counts, so where
+    much is hidden the last cells would have hardly any practice.
+    """
     W = draw_window(window, A, generator, device)
-    turn = draw_turns(batch_size, A, generator, device, left_to_right=True, given=given,
-                      rates=rates)
-    return turn, W
+    return draw_turns(batch_size, A, generator, device, left_to_right=True, given=given), W
 
 
 def hide_nothing(batch_size, A, window, generator, device, given, rates=UNIFORM):
