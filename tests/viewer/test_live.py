@@ -179,6 +179,8 @@ def test_a_visitor(page):
     def press(cell, key, panel=2):
         page.run("document.querySelector(arguments[0]).focus()",
                  f".panel:nth-child({panel}) .cell[data-cell='{cell}']")
+        page.press("Shift")  # a browser may hold the news of focus back until there is a key
+        webdriver.wait(page, f"return now.cell === {cell}")
         page.press(key)
 
     def done():

@@ -17,7 +17,7 @@ import urllib.request
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element, fixed by the standard
 KEYS = {"ArrowLeft": "\ue012", "ArrowUp": "\ue013", "ArrowRight": "\ue014", "ArrowDown": "\ue015",
         "Home": "\ue011", "End": "\ue010", "Tab": "\ue004", "Escape": "\ue00c", "Space": " ",
-        "PageUp": "\ue00e", "PageDown": "\ue00f"}
+        "PageUp": "\ue00e", "PageDown": "\ue00f", "Shift": "\ue008"}
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync",
              "--disable-dev-shm-usage", "--force-device-scale-factor=1", "--lang=en"]
