@@ -51,14 +51,13 @@ def draw(found, folder):
             rows = [r for r in rows if r["name"] != "mdm-long"]
         if preset == "sudoku6":
             rows = both_families(rows, pooled(found.get("windows", [])))
-        few, seeds = min(r["seeds"] for r in rows), max(r["seeds"] for r in rows)
-        of_seeds = seeds_of(rows)
+        counts, of_seeds = {r["seeds"] for r in rows}, seeds_of(rows)
         if any(r["test"] for r in rows):
             figure = draw_puzzles(plt, rows, f"{preset}: puzzles solved against forward passes "
                                              f"({of_seeds}, 95 % intervals)")
         elif any(r["latents"] not in (0, "all") for r in rows):
-            bars = "whiskers: lowest and highest seed" if seeds > 1 else "95 % intervals"
-            bars += ", 95 % interval where one" if few == 1 < seeds else ""
+            bars = "whiskers: lowest and highest seed" if counts != {1} else "95 % intervals"
+            bars += ", 95 % interval where one" if {1} < counts else ""
             figure = draw_dial(plt, rows, f"{preset}: accuracy against latents and against time "
                                           f"({of_seeds}, {bars})")
         else:
@@ -104,20 +103,19 @@ def draw_puzzles(plt, rows, title):
     tests = list(dict.fromkeys(r["test"] for r in rows))
     models = list(dict.fromkeys(r["name"] for r in rows if r["objective"] == "mdm"))[:2]
     for color, test in zip(plt.get_cmap("viridis").resampled(len(tests) + 1).colors, tests):
-        members = [r for r in rows if r["test"] == test and r["objective"] == "mdm"]
         name = test.removesuffix(".txt").replace("_", " ")
-        for style, model in zip(("-o", ":s"), models):
-            surest = sorted((r for r in members if r["order"] == "confidence"
-                             and r["name"] == model), key=lambda r: r["nfe"])
+        for style, cross, model in zip(("-o", ":s"), "x+", models):
+            members = [r for r in rows if r["test"] == test and r["name"] == model]
+            surest = sorted((r for r in members if r["order"] == "confidence"),
+                            key=lambda r: r["nfe"])
             y = [100 * r["rate"] for r in surest]
             low = [a - 100 * r["interval"][0] for a, r in zip(y, surest)]
             high = [100 * r["interval"][1] - a for a, r in zip(y, surest)]
             axis.errorbar([r["nfe"] for r in surest], y, yerr=[low, high], fmt=style, color=color,
                           capsize=3, label=name if model == models[0] else None)
-        for r in members:
-            if r["order"] == "random" and r["name"] in models:
-                cross = "x+"[models.index(r["name"])]
-                axis.plot(r["nfe"], 100 * r["rate"], cross, color=color, ms=8)
+            for r in members:
+                if r["order"] == "random":
+                    axis.plot(r["nfe"], 100 * r["rate"], cross, color=color, ms=8)
     for style, cross, model in zip(("k-o", "k:s"), ("kx", "k+"), models):
         seconds = next(r["train_seconds"][0] for r in rows if r["name"] == model)
         axis.plot([], [], style, label=f"{model}, {seconds:.0f} s of training")

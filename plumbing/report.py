@@ -391,9 +391,9 @@ def table(found, order):
     """Every row of every preset. order: {preset: the names of all its runs}."""
     parts = []
     for preset, results in found.items():
-        parts += [command_line(preset, results, order[preset]),
-                  "\n".join(result_rows(pooled(results)))]
-        distances = distance_rows(pooled(results))
+        rows = pooled(results)
+        parts += [command_line(preset, results, order[preset]), "\n".join(result_rows(rows))]
+        distances = distance_rows(rows)
         if distances:
             parts += ["Solved %, with counts, by planning distance:", "\n".join(distances)]
     return "\n\n".join(parts)

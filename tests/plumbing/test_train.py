@@ -529,6 +529,7 @@ def test_a_training_file_of_test_puzzles_is_refused(tmp_path, data_dir, file_run
     (["--optimizer", "adam"], "did you mean adamw"),
     (["--window", "4"], "--window has no meaning for objective mdm"),
     (["--preset", "sudoku4", "--arms", "3"], "it is for task star"),
+    (["--objective", "mtp", "--mask-rate-a", "4"], "it is for objective mdm or sidm or scdm"),
     (["--muon-learning-rate", "1"], "optimizer muon"),
     (["--beta2", "2"], "from 0 to 0.99999"),
     (["--seed", "5000000000"], "from 0 to 4294967296"),
