@@ -169,7 +169,8 @@ BOARD_SEED = 2
 BOARD_MOMENTS = (9, 18, 36)  # cells filled
 
 # The generated parts of the pages.
-PAGES = {"RESULTS.md": ("summary", "table", "blocks", "decoders"), "README.md": ("rows", "board")}
+PAGES = {"RESULTS.md": ("summary", "puzzles", "table", "blocks", "decoders"),
+         "README.md": ("rows", "board")}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -37,29 +37,27 @@ def symmetry_hash(boards, N=9):
     a value; a split by this number only gets stricter.
     """
     h = BOX[N][0]
-    grids = boards.reshape(-1, N, N).astype(np.int64)
+    grids = boards.reshape(-1, N, N).long()
+    digits = torch.arange(N, device=boards.device)
 
     def scramble(x):  # so that sums of scrambled numbers are a hash of a multiset
-        x = x.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        return mix(torch.from_numpy(x.view(np.int64))).numpy().view(np.uint64)
+        return mix(x - 0x61C8864680B583EB)
 
     def side(g):
-        B = len(g)
-        inside, across = np.zeros((B, N), np.uint64), np.zeros((B, N), np.uint64)
+        inside, across = torch.zeros_like(g[:, 0]), torch.zeros_like(g[:, 0])  # (B, N)
         for a, b in combinations(range(N), 2):
-            step = np.empty((B, N), np.int64)
-            np.put_along_axis(step, g[:, a], g[:, b], axis=1)  # digit in row a -> digit in row b
-            length, at = np.zeros((B, N), np.int64), np.broadcast_to(np.arange(N), (B, N))
+            step = torch.empty_like(g[:, a]).scatter_(1, g[:, a], g[:, b])  # digit in row a -> in b
+            at, length = digits.expand_as(step), torch.zeros_like(step)
             for k in range(1, N + 1):
-                at = np.take_along_axis(step, at, axis=1)
-                length[(at == np.arange(N)) & (length == 0)] = k  # cycle length of each digit
-            kind = scramble(scramble(length).sum(axis=1))
+                at = step.gather(1, at)
+                length.masked_fill_((at == digits) & (length == 0), k)  # each digit's cycle length
+            kind = scramble(scramble(length).sum(dim=1))
             for row in (a, b):
                 (inside if a // h == b // h else across)[:, row] += kind
         rows = scramble(scramble(inside) + across)  # (B, N)
-        return scramble(scramble(rows.reshape(B, N // h, h).sum(axis=2)).sum(axis=1))  # (B,)
+        return scramble(scramble(rows.reshape(-1, N // h, h).sum(dim=2)).sum(dim=1))  # (B,)
 
-    return scramble(side(grids) + side(grids.transpose(0, 2, 1))).view(np.int64)
+    return scramble(side(grids) + side(grids.transpose(1, 2)))
 
 
 def symmetry_cells(batch_size, N, generator, device):
@@ -166,17 +164,18 @@ class Sudoku(Task):
             data = self._read_train_file()
         else:
             data = self._data(self.seed, self.train_size)
-        keep = np.ones(len(data["boards"]), bool)
+        boards, givens = (torch.from_numpy(data[k]).to(device) for k in ("boards", "givens"))
+        keep = torch.ones(len(boards), dtype=torch.bool, device=device)
         if self.puzzles and self.N == 9:
-            test = self._data("test", TEST_SIZE)["boards"]
-            keep = ~np.isin(symmetry_hash(data["boards"]), symmetry_hash(test))
+            test = torch.from_numpy(self._data("test", TEST_SIZE)["boards"]).to(device)
+            keep = ~torch.isin(symmetry_hash(boards), symmetry_hash(test))
         if self.train_file:
             file = printable(self.train_file, 200)
             if not keep.any():
                 raise BadInput(f"--train-file {file} holds copies of test puzzles only; add others")
             say(f"{file}: {keep.sum()} puzzles to train on; {(~keep).sum()} left out as symmetric "
                 "copies of test puzzles")
-        self.pool = [torch.from_numpy(data[k][keep]).to(device) for k in ("boards", "givens")]
+        self.pool = boards[keep], givens[keep]
 
     def _read_train_file(self):
         puzzles, notes = self.read(read_text(self.train_file), self.train_file)

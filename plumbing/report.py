@@ -369,21 +369,42 @@ def rows(found):
     return "\n".join(text)
 
 
+def with_interval(r):
+    low, high = r["interval"]
+    seeds = f"; seeds {per_seed(r)}" if r["seeds"] > 1 else ""
+    return f"{100 * r['rate']:.1f} ({100 * low:.1f}-{100 * high:.1f}{seeds})"
+
+
 def summary(found):
     """One line per comparison."""
     text = header(("task", "what is compared", "no latents, solved %", "all latents, solved %",
                    "seeds", "preset"))
-
-    def share(r):
-        low, high = r["interval"]
-        seeds = f"; seeds {per_seed(r)}" if r["seeds"] > 1 else ""
-        return f"{100 * r['rate']:.1f} ({100 * low:.1f}-{100 * high:.1f}{seeds})"
-
     for preset, results in found.items():
         for task, what, a, b in gaps(pooled(results)):
             seeds = " / ".join(str(n) for n in dict.fromkeys((a["seeds"], b["seeds"])))
-            cells = (task, what, share(a), share(b), seeds, f"`{preset}`")
+            cells = (task, what, with_interval(a), with_interval(b), seeds, f"`{preset}`")
             text.append(f"| {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def puzzles(found):
+    """One line per run and number of latents on 9x9 puzzles: solved %, seeds added up, of each test
+    set, decoded as the run's first row is (one token a pass, the surest first, no restarts)."""
+    lines, tests = {}, {}
+    for preset, results in found.items():
+        for r in pooled(results):
+            if r["test"]:
+                tests.setdefault(r["test"])
+                line = lines.setdefault((preset, r["name"], r["latents"]), {})
+                line.setdefault(r["test"], r)
+    text = header(("preset", "run", "latents", *(test.removesuffix(".txt") for test in tests),
+                   "passes (own)", "training"))
+    for (preset, name, latents), line in lines.items():
+        first = next(iter(line.values()))
+        solved = (with_interval(line[t]) if t in line else "-" for t in tests)
+        training = f"{first['train_seconds'][0]:.0f} s, {first['steps']} steps"
+        cells = (f"`{preset}`", name, latents, *solved, first["nfe"], training)
+        text.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(text)
 
 
@@ -425,9 +446,9 @@ def result_rows(rows):
     """rows: from pooled() -> lines."""
     by_test = any(r["test"] for r in rows)
     by_likelihood = any(r["likelihoods"] for r in rows)
-    text = header(("task", "objective", *("test", "order", "per step", "restarts") * by_test,
-                   "latents", "solved %", "counts", "95 % interval", "per seed %", "NFE",
-                   "tokens", "seconds",
+    text = header(("task", "run" if by_test else "objective",
+                   *("test", "order", "per step", "restarts") * by_test, "latents", "solved %",
+                   "counts", "95 % interval", "per seed %", "NFE", "tokens", "seconds",
                    *("nats per cell",) * by_likelihood, "weights", "GB"))
     for r in rows:
         low, high = r["interval"]
@@ -438,7 +459,7 @@ def result_rows(rows):
             weights = f"{r['params'] / 1e6:.2f}M, {seconds:.0f} s, {r['steps']} steps"
         test = (r["test"], r["order"], r["per_step"], r["restarts"]) if by_test else ()
         nats = (likelihood_cell(r["likelihoods"]),) if by_likelihood else ()
-        cells = (r["task"], r["objective"] + trained, *test, r["latents"],
+        cells = (r["task"], r["name"] if by_test else r["objective"] + trained, *test, r["latents"],
                  f"{100 * r['rate']:.1f}", f"{r['solved']}/{r['num']}",
                  f"{100 * low:.1f}-{100 * high:.1f}", per_seed(r), r["nfe"], r["tokens"],
                  f"{r['seconds']:.2f}", *nats, weights, r["memory"] or "-")
@@ -586,8 +607,8 @@ def tables(folder, order):
     decoded = compare.tables(found.pop("decoders", []))
     benches = [read_bench(file) for file in sorted(Path(folder).glob("bench*.json"))]
     everything = "\n\n".join([table(found, order), *map(bench_markdown, benches)])
-    return {"rows": rows(found), "summary": summary(found), "table": everything,
-            "decoders": decoded, "blocks": blocks}
+    return {"rows": rows(found), "summary": summary(found), "puzzles": puzzles(found),
+            "table": everything, "decoders": decoded, "blocks": blocks}
 
 
 def update_page(page, texts, file):
