@@ -32,7 +32,7 @@ def symmetry_hash(boards, N=9):
 
     For square boxes only (4x4, 9x9). For two rows, the map "digit above -> digit below" is a
     permutation; relabelling digits conjugates it and moving columns does nothing, so its cycle type
-    is invariant. We hash, sorted, what each row has with the rows of its own band and of the
+    is invariant. We hash, as multisets, what each row has with the rows of its own band and of the
     others, then bands, then rows together with columns (transposition). Different classes may share
     a value; a split by this number only gets stricter.
     """
@@ -41,13 +41,13 @@ def symmetry_hash(boards, N=9):
     digits = torch.arange(N, device=boards.device)
 
     def scramble(x):  # so that sums of scrambled numbers are a hash of a multiset
-        return mix(x - 0x61C8864680B583EB)
+        return mix(x - 0x61C8864680B583EB)  # splitmix64's increment, for mix(0) is 0
 
     def side(g):
         inside, across = torch.zeros_like(g[:, 0]), torch.zeros_like(g[:, 0])  # (B, N)
         for a, b in combinations(range(N), 2):
             step = torch.empty_like(g[:, a]).scatter_(1, g[:, a], g[:, b])  # digit in row a -> in b
-            at, length = digits.expand_as(step), torch.zeros_like(step)
+            at, length = digits.expand_as(step), torch.zeros_like(step)  # (B, N) each at itself
             for k in range(1, N + 1):
                 at = step.gather(1, at)
                 length.masked_fill_((at == digits) & (length == 0), k)  # each digit's cycle length

@@ -53,8 +53,10 @@ def draw(found, folder):
             rows = both_families(rows, pooled(found.get("windows", [])))
         counts, of_seeds = {r["seeds"] for r in rows}, seeds_of(rows)
         if any(r["test"] for r in rows):
+            if not any(r["objective"] == "mdm" for r in rows):
+                continue
             figure = draw_puzzles(plt, rows, f"{preset}: puzzles solved against forward passes "
-                                             f"({of_seeds}, 95 % intervals)")
+                                             "(95 % intervals)")
         elif any(r["latents"] not in (0, "all") for r in rows):
             bars = "whiskers: lowest and highest seed" if counts != {1} else "95 % intervals"
             bars += ", 95 % interval where one" if {1} < counts else ""
@@ -97,11 +99,13 @@ def lines_of(rows):
 
 
 def draw_puzzles(plt, rows, title):
-    """A line for each test set and the first two models of mdm: the surest cells first, from eight
-    a pass to restarts."""
+    """A line for each test set and two models: the surest of all cells first, from eight a pass to
+    restarts; with latents (mdm) and without (sidm), or what there is."""
     figure, axis = plt.subplots(figsize=(8, 4.4))
     tests = list(dict.fromkeys(r["test"] for r in rows))
-    models = list(dict.fromkeys(r["name"] for r in rows if r["objective"] == "mdm"))[:2]
+    rows = [r for r in rows if r["candidates"] == "all" or r["order"] == "random"]
+    sure = {r["name"] for r in rows if r["order"] == "confidence"}
+    models = [name for name in ("mdm", "sidm", "mdm-long") if name in sure][:2]
     for color, test in zip(plt.get_cmap("viridis").resampled(len(tests) + 1).colors, tests):
         name = test.removesuffix(".txt").replace("_", " ")
         for style, cross, model in zip(("-o", ":s"), "x+", models):
@@ -117,8 +121,9 @@ def draw_puzzles(plt, rows, title):
                 if r["order"] == "random":
                     axis.plot(r["nfe"], 100 * r["rate"], cross, color=color, ms=8)
     for style, cross, model in zip(("k-o", "k:s"), ("kx", "k+"), models):
-        seconds = next(r["train_seconds"][0] for r in rows if r["name"] == model)
-        axis.plot([], [], style, label=f"{model}, {seconds:.0f} s of training")
+        of_model = [r for r in rows if r["name"] == model]
+        seconds = of_model[0]["train_seconds"][0]
+        axis.plot([], [], style, label=f"{model}, {seconds:.0f} s, {seeds_of(of_model)}")
         axis.plot([], [], cross, label=f"{model}, random order")
     axis.set(title=title, xscale="log", ylim=(-2, 103), ylabel="solved, %",
              xlabel="forward passes per puzzle: 8, 4, 2, 1 cells a pass, then up to 4, 16 restarts")

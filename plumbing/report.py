@@ -242,7 +242,8 @@ def pooled(results):
     groups = {}
     for result in results:
         for i, row in enumerate(result["rows"]):
-            key = (result["name"], i, row["latents"], row.get("test"), row.get("order"))
+            key = (result["name"], i, row["latents"], row.get("test"), row.get("order"),
+                   row.get("candidates"))
             groups.setdefault(key, []).append((result, row))
     return [pool(name, members) for (name, *_), members in groups.items()]
 
@@ -261,7 +262,7 @@ def pool(name, members):
         "name": name, "objective": row["objective"], "window": row["trained_window"],
         "latents": row["latents"], "task": describe(result["config"]),
         "test": row.get("test"), "order": row.get("order"), "per_step": row.get("tokens_per_step"),
-        "restarts": row.get("restarts", 0),
+        "restarts": row.get("restarts", 0), "candidates": row.get("candidates"),
         "likelihoods": [d["likelihood"] for d, _ in members if d.get("likelihood")],
         "machine": result["machine"]["device"], "seeds": len(members),
         "solved": solved, "num": num, "rate": solved / num, "interval": wilson(solved, num),
@@ -295,8 +296,9 @@ def gaps(rows):
         tasks.setdefault(task, {}).setdefault(side, r)  # the first order of decoding of each
     for task, sides in tasks.items():
         for what, without, with_all in (JOINT, DIAL, WINDOW):
-            if without in sides and with_all in sides:
-                pairs.append((task, what, sides[without], sides[with_all]))
+            a, b = sides.get(without), sides.get(with_all)
+            if a and b and a["candidates"] == b["candidates"]:
+                pairs.append((task, what, a, b))
     return pairs
 
 
@@ -314,10 +316,14 @@ def findings(results):
     for task, what, a, b in gaps(rows):
         said.append(f"{task}: {what}: {percent(a['rate'])} -> {percent(b['rate'])} "
                     f"({100 * (b['rate'] - a['rate']):+.1f} points)")
-    dial = [f"n = {r['latents']}: {percent(r['rate'])} in {r['seconds']:.2f} s"
-            for r in rows if r["objective"] == "scdm"]
-    if len(dial) > 2:
-        said.append("the dial: " + ", ".join(dial))
+    dials = {}
+    for r in rows:
+        if r["objective"] == "scdm":
+            dials.setdefault(r["test"], []).append(
+                f"n = {r['latents']}: {percent(r['rate'])} in {r['seconds']:.2f} s")
+    for test, dial in dials.items():
+        if len(dial) > 2:
+            said.append(f"the dial{f', {test}' if test else ''}: " + ", ".join(dial))
     special = {r["latents"]: r for r in rows if r["window"] not in (None, "random")}
     for r in rows:
         if r["window"] == "random" and r["latents"] in special:
@@ -369,43 +375,49 @@ def rows(found):
     return "\n".join(text)
 
 
-def with_interval(r):
+def solved_cell(r):
     low, high = r["interval"]
     seeds = f"; seeds {per_seed(r)}" if r["seeds"] > 1 else ""
     return f"{100 * r['rate']:.1f} ({100 * low:.1f}-{100 * high:.1f}{seeds})"
 
 
 def summary(found):
-    """One line per comparison."""
+    """One line per comparison. Puzzles have a table of their own: puzzles()."""
     text = header(("task", "what is compared", "no latents, solved %", "all latents, solved %",
                    "seeds", "preset"))
     for preset, results in found.items():
-        for task, what, a, b in gaps(pooled(results)):
+        for task, what, a, b in gaps([r for r in pooled(results) if not r["test"]]):
             seeds = " / ".join(str(n) for n in dict.fromkeys((a["seeds"], b["seeds"])))
-            cells = (task, what, with_interval(a), with_interval(b), seeds, f"`{preset}`")
+            cells = (task, what, solved_cell(a), solved_cell(b), seeds, f"`{preset}`")
             text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text)
 
 
 def puzzles(found):
-    """One line per run and number of latents on 9x9 puzzles: solved %, seeds added up, of each test
-    set, decoded as the run's first row is (one token a pass, the surest first, no restarts)."""
+    """One line per run, order, candidates and latents on 9x9 puzzles, one cell a pass and no
+    restarts: solved % of each test set, seeds added up."""
     lines, tests = {}, {}
     for preset, results in found.items():
         for r in pooled(results):
-            if r["test"]:
+            if r["test"] and r["per_step"] == 1 and r["restarts"] == 0:
                 tests.setdefault(r["test"])
-                line = lines.setdefault((preset, r["name"], r["latents"]), {})
-                line.setdefault(r["test"], r)
-    text = header(("preset", "run", "latents", *(test.removesuffix(".txt") for test in tests),
-                   "passes (own)", "training"))
-    for (preset, name, latents), line in lines.items():
-        first = next(iter(line.values()))
-        solved = (with_interval(line[t]) if t in line else "-" for t in tests)
-        training = f"{first['train_seconds'][0]:.0f} s, {first['steps']} steps"
-        cells = (f"`{preset}`", name, latents, *solved, first["nfe"], training)
+                how = (preset, r["name"], r["order"], r["candidates"], r["latents"])
+                lines.setdefault(how, {})[r["test"]] = r
+    text = header(("preset", "run", "order", "candidates", "latents",
+                   *(test.removesuffix(".txt") for test in tests), "training"))
+    for (preset, *how), line in lines.items():
+        solved = (solved_cell(line[test]) if test in line else "-" for test in tests)
+        cells = (f"`{preset}`", *how, *solved, training_cell(next(iter(line.values()))))
         text.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(text)
+
+
+def training_cell(r):
+    """Seconds (mean over seeds) and the steps of each seed."""
+    if not r["train_seconds"]:
+        return "loaded"
+    seconds = sum(r["train_seconds"]) / len(r["train_seconds"])
+    return f"{seconds:.0f} s, {r['steps']} steps"
 
 
 def table(found, order):
@@ -447,17 +459,17 @@ def result_rows(rows):
     by_test = any(r["test"] for r in rows)
     by_likelihood = any(r["likelihoods"] for r in rows)
     text = header(("task", "run" if by_test else "objective",
-                   *("test", "order", "per step", "restarts") * by_test, "latents", "solved %",
-                   "counts", "95 % interval", "per seed %", "NFE", "tokens", "seconds",
+                   *("test", "order", "candidates", "per step", "restarts") * by_test,
+                   "latents", "solved %", "counts", "95 % interval", "per seed %", "NFE",
+                   "tokens", "seconds",
                    *("nats per cell",) * by_likelihood, "weights", "GB"))
     for r in rows:
         low, high = r["interval"]
         trained = f" (trained at W = {r['window']})" if r["window"] else ""
-        weights = f"{r['params'] / 1e6:.2f}M, loaded"
-        if r["train_seconds"]:
-            seconds = sum(r["train_seconds"]) / len(r["train_seconds"])
-            weights = f"{r['params'] / 1e6:.2f}M, {seconds:.0f} s, {r['steps']} steps"
-        test = (r["test"], r["order"], r["per_step"], r["restarts"]) if by_test else ()
+        weights = f"{r['params'] / 1e6:.2f}M, {training_cell(r)}"
+        test = ()
+        if by_test:
+            test = (r["test"], r["order"], r["candidates"], r["per_step"], r["restarts"])
         nats = (likelihood_cell(r["likelihoods"]),) if by_likelihood else ()
         cells = (r["task"], r["name"] if by_test else r["objective"] + trained, *test, r["latents"],
                  f"{100 * r['rate']:.1f}", f"{r['solved']}/{r['num']}",

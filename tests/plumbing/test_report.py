@@ -9,7 +9,9 @@ import pytest
 
 import reproduce
 from config import BEFORE, MEANS_SOMETHING_FOR, Config
+from data import make_task
 from metrics import wilson
+from objectives import make_dials, show_count
 from plumbing import figures, report
 from plumbing.cli import BadInput, run
 
@@ -75,6 +77,43 @@ def test_results_are_consistent():
             last = log.splitlines()[-1].split(",")
             assert result["training"]["steps"] == int(last[0])
             assert result["training"]["seconds"] == float(last[1])
+
+
+def test_results_are_what_the_presets_make(found):
+    """Each result has the config of its run, and each row is one that the run's grid asks for."""
+    def dials_of(row):
+        return (row["latents"], row.get("order"), row.get("tokens_per_step", 1), row.get("test"),
+                row.get("restarts", 0), row.get("candidates"))
+
+    for preset, results in found.items():
+        runs = {r.name: r for r in reproduce.FINDINGS[preset]}
+        for result in results:
+            run, config = runs[result["name"]], Config(**result["config"])
+            free = {"max_steps"} if run.steps_of else set()  # as many as another run's
+            free |= {field for field, (what, values) in MEANS_SOMETHING_FOR.items()
+                     if getattr(config, what) not in values}  # that it does not read
+            for field in set(run.config) - free:
+                assert result["config"][field] == run.config[field], (preset, run.name, field)
+            if "decoder" in result["rows"][0]:
+                continue
+            task, legal = make_task(config), []
+            for asked in run.grid:
+                of_test = {k: asked[k] for k in ("test", "restarts") if k in asked}
+                asked = {k: v for k, v in asked.items() if k not in of_test}
+                dials = make_dials(config.objective, task, config.window, **asked)
+                candidates = show_count(dials.candidates, task) if of_test else None
+                legal.append(dials_of({**vars(dials), **of_test, "candidates": candidates,
+                                       "latents": show_count(dials.latents, task)}))
+            assert {dials_of(row) for row in result["rows"]} <= set(legal), (preset, run.name)
+
+
+def test_puzzles_are_compared_at_equal_candidates(found):
+    """By default sidm takes the surest of 8 cells and mdm of all: such rows are no pair."""
+    pairs = report.gaps(report.pooled(found["sudoku9"]))
+    assert pairs and all(a["candidates"] == b["candidates"] for _, _, a, b in pairs)
+    line = ("| `sudoku9` | mdm | confidence | all | all | 96.1 (95.4-96.8; seeds 96 96 96) | "
+            "100.0 (99.9-100.0; seeds 100 100 100) | 80.3 (79.4-81.2; seeds 79 80 81) | ")
+    assert line in report.puzzles(found)
 
 
 def test_trained_blocks_are_what_was_printed(tmp_path):

@@ -183,14 +183,15 @@ def test_a_visitor(page):
         webdriver.wait(page, f"return now.cell === {cell}")
         page.press(key)
 
-    def done():
+    def done(changed):  # what the key or click changes: a browser may handle it a little later
+        webdriver.wait(page, f"return {changed}")
         webdriver.wait(page, "return live.boards.every((b) => !b.sample.boards.at(-1).includes(-1))"
                              " && live.status.textContent === ''")
 
     page.run("live.start = arguments[0]; now.step = 0; show()",
              [int(d) - 1 if i > 3 else -1 for i, d in enumerate(BOARD)])
     press(3, "3")
-    done()
+    done("live.start[3] === 2")
     assert page.run("return live.start.slice(0, 4)") == [-1, -1, -1, 2]
     assert page.run("return live.boards.map((b) => b.steps.length)") == [3, 3]
     assert page.run("return live.boards.map((b) => b.steps[0].tokens)") == [35, 37]  # n = 0, all
@@ -200,7 +201,7 @@ def test_a_visitor(page):
     webdriver.wait(page, "return now.step === 1")
     before = page.run("return live.boards[0].steps.map((s) => s.set)")
     press(0, "4")
-    done()
+    done("String(live.boards[1].steps[0]?.set) === '0,3'")
     steps = page.run("return live.boards[1].steps")
     assert steps[0]["set"] == [[0, 3]] and len(steps) == 3
     assert page.run("return live.boards[0].steps.map((s) => s.set)") == before
@@ -209,17 +210,17 @@ def test_a_visitor(page):
     page.run("location.hash = '#step=1&cell=1'")
     webdriver.wait(page, "return now.cell === 1 && now.step === 1")
     page.click(".panel:nth-child(2) button.bar:nth-of-type(6)")
-    done()
+    done("String(live.boards[1].steps[0]?.set) === '1,5'")
     assert page.run("return live.boards[1].steps[0].set") == [[1, 5]]
     # back to the start: take the digit away, by its button
     page.press("Home")
     page.run("location.hash = '#step=0&cell=3'")
     webdriver.wait(page, "return now.cell === 3 && now.step === 0")
     page.click(".panel:nth-child(1) .inspect button")
-    done()
+    done("live.start[3] === -1")
     assert page.run("return live.boards.map((b) => b.steps.length)") == [4, 4]
     page.run("live.latents[0].value = 2; live.latents[0].dispatchEvent(new Event('change'))")
-    done()
+    done("live.latents[0].value === '2'")
     assert page.text(".panel:nth-child(1) h2") == "scdm, n = 2, random"
     assert page.run("return live.boards.map((b) => b.steps[0].tokens)") == [36, 37]
 
