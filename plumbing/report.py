@@ -101,6 +101,8 @@ LIKELIHOOD = {"nats_per_cell": is_amount, "standard_error": is_amount, "floor": 
 ROW = {"objective": is_text, "trained_window": is_trained_window, "latents": is_latents,
        "num": is_count, "solved": is_index, "solved_rate": is_amount, "nfe": is_amount,
        "tokens": is_amount, "seconds": is_amount}
+DIALS = {"order": is_text, "candidates": is_latents, "tokens_per_step": is_count,
+         "test": is_text, "restarts": is_index}  # of a row: each is asked for where it is
 ROW_OF_DECODER = {"decoder": is_text, "knobs": is_knobs, "restarts": is_index, "test": is_text,
                   "undone": is_amount, "order_tau": is_exponent, "once_right": is_lost,
                   "solved_bits": is_bits}
@@ -179,6 +181,7 @@ def read_result(file):
 
 def check_row(row, file, where):
     check_fields(row, ROW, file, where)
+    check_fields(row, {name: right for name, right in DIALS.items() if name in row}, file, where)
     if "decoder" in row:
         check_fields(row, ROW_OF_DECODER, file, where)
     if row["solved"] > row["num"]:
