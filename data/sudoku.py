@@ -18,7 +18,7 @@ from data import Task, cached
 from data.files import read_sudoku, read_text
 from data.puzzles import BOX, TARGETS, TooHard, generate, peers, solve, test_puzzles, units
 from plumbing.cli import BadInput, printable, say
-from plumbing.randomness import mix
+from plumbing.randomness import INCREMENT, mix
 
 TEST_SIZE = 1000  # puzzles of the test set; training boards like them up to symmetry are dropped
 
@@ -41,7 +41,7 @@ def symmetry_hash(boards, N=9):
     digits = torch.arange(N, device=boards.device)
 
     def scramble(x):  # so that sums of scrambled numbers are a hash of a multiset
-        return mix(x - 0x61C8864680B583EB)  # splitmix64's increment, for mix(0) is 0
+        return mix(x + INCREMENT)
 
     def side(g):
         inside, across = torch.zeros_like(g[:, 0]), torch.zeros_like(g[:, 0])  # (B, N)

@@ -51,20 +51,19 @@ def draw(found, folder):
             rows = [r for r in rows if r["name"] != "mdm-long"]
         if preset == "sudoku6":
             rows = both_families(rows, pooled(found.get("windows", [])))
-        counts, of_seeds = {r["seeds"] for r in rows}, seeds_of(rows)
         if any(r["test"] for r in rows):
-            if not any(r["objective"] == "mdm" for r in rows):
-                continue
             figure = draw_puzzles(plt, rows, f"{preset}: puzzles solved against forward passes "
                                              "(95 % intervals)")
         elif any(r["latents"] not in (0, "all") for r in rows):
+            counts = {r["seeds"] for r in rows}
             bars = "whiskers: lowest and highest seed" if counts != {1} else "95 % intervals"
             bars += ", 95 % interval where one" if {1} < counts else ""
             figure = draw_dial(plt, rows, f"{preset}: accuracy against latents and against time "
-                                          f"({of_seeds}, {bars})")
+                                          f"({seeds_of(rows)}, {bars})")
         else:
             figure = draw_training(plt, results, training)
-        save(figure, preset)
+        if figure:
+            save(figure, preset)
         if preset == "sudoku9-gen":
             save(draw_training(plt, results, training), f"{preset}-training")
     return files
@@ -100,12 +99,14 @@ def lines_of(rows):
 
 def draw_puzzles(plt, rows, title):
     """A line for each test set and two models: the surest of all cells first, from eight a pass to
-    restarts; with latents (mdm) and without (sidm), or what there is."""
-    figure, axis = plt.subplots(figsize=(8, 4.4))
+    restarts; with latents (mdm) and without (sidm), or what there is. None: there is neither."""
     tests = list(dict.fromkeys(r["test"] for r in rows))
     rows = [r for r in rows if r["candidates"] == "all" or r["order"] == "random"]
     sure = {r["name"] for r in rows if r["order"] == "confidence"}
     models = [name for name in ("mdm", "sidm", "mdm-long") if name in sure][:2]
+    if not models:
+        return None
+    figure, axis = plt.subplots(figsize=(8, 4.4))
     for color, test in zip(plt.get_cmap("viridis").resampled(len(tests) + 1).colors, tests):
         name = test.removesuffix(".txt").replace("_", " ")
         for style, cross, model in zip(("-o", ":s"), "x+", models):

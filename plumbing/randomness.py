@@ -9,6 +9,8 @@ from collections import Counter
 
 import torch
 
+INCREMENT = -0x61C8864680B583EB  # splitmix64's, odd, as int64: added first, for mix(0) is 0
+
 
 def mix(x):
     """Scramble int64 (the finaliser of splitmix64): the same bits on every device."""
@@ -38,5 +40,5 @@ def uniform(keys, step, *shape):
     """-> (B, *shape) fp32 in (0, 1): the numbers of this step. A part of a shape has the same."""
     count = torch.Size(shape).numel()
     index = (step << 32) + torch.arange(1, count + 1, device=keys.device)
-    bits = mix(keys.unsqueeze(1) + index * -0x61C8864680B583EB)  # splitmix64's odd increment
+    bits = mix(keys.unsqueeze(1) + index * INCREMENT)
     return (((bits >> 40 & (1 << 24) - 1) + 0.5) / (1 << 24)).view(len(keys), *shape)

@@ -57,7 +57,7 @@ def is_trained_window(value):
     return value is None or is_text(value) and is_window(value)
 
 
-def is_latents(value):
+def is_index_or_all(value):
     return value == "all" or is_index(value)
 
 
@@ -98,10 +98,10 @@ MACHINE = {"device": is_text, "threads": is_count, "torch": is_text}
 CONFIG = {"task": is_task, "board_size": is_index, "arms": is_index, "path_len": is_index}
 LIKELIHOOD = {"nats_per_cell": is_amount, "standard_error": is_amount, "floor": is_amount,
               "exact": lambda value: isinstance(value, bool)}
-ROW = {"objective": is_text, "trained_window": is_trained_window, "latents": is_latents,
+ROW = {"objective": is_text, "trained_window": is_trained_window, "latents": is_index_or_all,
        "num": is_count, "solved": is_index, "solved_rate": is_amount, "nfe": is_amount,
        "tokens": is_amount, "seconds": is_amount}
-DIALS = {"order": is_text, "candidates": is_latents, "tokens_per_step": is_count,
+DIALS = {"order": is_text, "candidates": is_index_or_all, "tokens_per_step": is_count,
          "test": is_text, "restarts": is_index}  # of a row: each is asked for where it is
 ROW_OF_DECODER = {"decoder": is_text, "knobs": is_knobs, "restarts": is_index, "test": is_text,
                   "undone": is_amount, "order_tau": is_exponent, "once_right": is_lost,

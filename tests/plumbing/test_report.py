@@ -368,6 +368,9 @@ def test_figures(found, tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted(files)  # nothing is left beside them
     # also before windows has been trained
     assert figures.draw({"sudoku6": found["sudoku6"]}, tmp_path) == [tmp_path / "sudoku6.png"]
+    # and where no model takes the surest of all cells
+    scdm = [result for result in found["sudoku9"] if result["name"] == "scdm"]
+    assert scdm and figures.draw({"sudoku9": scdm}, tmp_path) == []
 
 
 def test_the_curve_of_a_log(tmp_path):
