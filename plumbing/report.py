@@ -348,7 +348,7 @@ def per_seed(r):
     return " ".join(f"{100 * rate:.0f}" for rate in r["rates"])
 
 
-FRONT = (  # the four rows of the README's first page: preset, task, what is compared, in words
+FRONT = (  # the rows of the README's first page: preset, task, what is compared, in words
     ("sudoku9-gen", "sudoku-gen 9x9", JOINT,
      "9x9 boards after 2 minutes: diffusion without latents (`sidm`) or with all (`mdm`)"),
     ("sudoku9-gen", "sudoku-gen 9x9", DIAL,
@@ -356,6 +356,8 @@ FRONT = (  # the four rows of the README's first page: preset, task, what is com
     ("sudoku9-gen", "sudoku-gen 9x9", WINDOW,
      "left to right (`mtp`): W = 1 (scores fewer cells, see `ar` in the figure) or W = all"),
     ("star", "star G(5,5)", WINDOW, "the same on star graphs G(5,5)"),
+    ("sudoku9", "sudoku 9x9, radcliffe_mixed_2500.txt", JOINT,
+     "diffusion on hard 9x9 puzzles, surest cell first"),
 )
 
 
