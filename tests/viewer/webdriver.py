@@ -77,6 +77,7 @@ class Browser:
     def open(self, url):
         self.call("POST", "/url", {"url": "about:blank"})  # so that a new #hash is a new page
         self.call("POST", "/url", {"url": url})
+        wait(self, "return document.readyState === 'complete'")  # a busy browser answers earlier
 
     def size(self, width, height):
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height,
