@@ -357,7 +357,7 @@ FRONT = (  # the rows of the README's first page: preset, task, what is compared
      "left to right (`mtp`): W = 1 (scores fewer cells, see `ar` in the figure) or W = all"),
     ("star", "star G(5,5)", WINDOW, "the same on star graphs G(5,5)"),
     ("sudoku9", "sudoku 9x9, radcliffe_mixed_2500.txt", JOINT,
-     "diffusion on hard 9x9 puzzles, surest cell first"),
+     "diffusion on mixed 9x9 puzzles, surest cell first"),
 )
 
 
