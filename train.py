@@ -103,7 +103,8 @@ def make_step(state):
     forward = torch.compile(state.model) if fast else state.model
     if state.processes > 1:
         forward = torch.nn.parallel.DistributedDataParallel(forward)
-    parts, rates = config.accumulate * state.processes, (config.mask_rate_a, config.mask_rate_b)
+    parts = config.accumulate * state.processes
+    rates = (config.mask_rate_a, config.mask_rate_b, config.uniform_every)
 
     def forward_backward():
         batch = task.train_batch(config.batch_size, generator, state.device)  # tokens (B, S), given

@@ -173,6 +173,8 @@ OTHERWISE = {
         free = [i for i in range(A) if given is None or not given[b, i]]
         u = (b + R.random()) / batch_size
         share = (1 - (1 - u) ** (1 / rates[1])) ** (1 / rates[0])
+        if rates[2] and b % rates[2] == 0:
+            share = u
         m = 1 + min(int(share * len(free)), len(free) - 1)
         if not left_to_right:
             R.shuffle(free)

@@ -86,25 +86,25 @@ def test_demo_preset_runs_twice_and_says_what_it_did(tiny_findings, folders, tmp
 
 
 def test_a_training_is_shared(tiny_findings, folders, tmp_path, capsys):
-    """`decoders` takes up what sudoku9 trained, and what its json knows of it. The json of
+    """`decoders` takes up what sudoku9-gen trained, and what its json knows of it. The json of
     another machine, whose training took other steps, is not believed."""
     def training_of(preset, name):
         file = tmp_path / "r" / preset / f"{name}-seed0.json"
         return json.loads(file.read_text())["training"], file
 
-    assert run(reproduce.main, ["--preset", "sudoku9", "--only", "mdm", "--num", "2",
+    assert run(reproduce.main, ["--preset", "sudoku9-gen", "--only", "mdm", "--num", "2",
                                 *folders]) == 0
-    first, file = training_of("sudoku9", "mdm")
+    first, file = training_of("sudoku9-gen", "mdm")
     assert "trained live" in capsys.readouterr().out
-    again = ["--preset", "decoders", "--only", "puzzles", "--num", "2", *folders]
+    again = ["--preset", "decoders", "--only", "boards", "--num", "2", *folders]
     assert run(reproduce.main, again) == 0
     assert "trained earlier" in capsys.readouterr().out
-    assert training_of("decoders", "puzzles")[0] == first
+    assert training_of("decoders", "boards")[0] == first
     foreign = json.loads(file.read_text())
     foreign["training"].update(steps=first["steps"] + 1, seconds=1e6)
     file.write_text(json.dumps(foreign))
     assert run(reproduce.main, again) == 0
-    assert training_of("decoders", "puzzles")[0]["seconds"] == first["seconds"]
+    assert training_of("decoders", "boards")[0]["seconds"] == first["seconds"]
 
 
 @pytest.mark.parametrize("argv, words", [
