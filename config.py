@@ -37,7 +37,7 @@ class Config:  # the comments are the --help
     window: str = "all"  # mtp: window W, a number or all, or random (a new W every step: for all W)
     mask_rate_a: float = 1.0  # law of the hidden share, Kumaraswamy(a, b); 1, 1: uniform, the bound
     mask_rate_b: float = 1.0  # its b; a, b = 4, 1 hide four fifths on average, 3, 3 three fifths
-    uniform_every: int = 0  # N: every N-th sample is hidden by 1, 1, for the last cells; 0: off
+    uniform_share: float = 0.0  # share of the batch that keeps to 1, 1, to learn the last cells
     # the model
     width: int = 128  # embedding width
     depth: int = 4  # transformer blocks
@@ -91,7 +91,7 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
         max_seconds=120.0, compile=True, eval_every_steps=3000, eval_samples=1000),
     "sudoku9": dict(
         task="sudoku", board_size=9, train_size=200000, width=256, depth=12, heads=8,
-        minimal_share=0.0, mask_rate_a=4.0, uniform_every=16, batch_size=512, max_steps=100000,
+        minimal_share=0.0, mask_rate_a=4.0, uniform_share=1 / 16, batch_size=512, max_steps=100000,
         max_seconds=88.0, decay_fraction=0.8, compile=True, eval_every_steps=0, eval_samples=1000),
     "sudoku9-cpu": dict(
         task="sudoku", board_size=9, train_size=20000, width=96, depth=6, heads=3, batch_size=32,
@@ -119,7 +119,7 @@ RANGES = {  # smallest and largest legal value
     "labels": (1, 4096), "train_size": (0, 100_000_000), "width": (1, 16384), "depth": (1, 256),
     "heads": (1, 1024), "loops": (1, 64), "deep_supervision": (0, 256),
     "embedding_std": (SMALL, 100), "learning_rate": (SMALL, 100), "mask_rate_a": (0.1, 100),
-    "mask_rate_b": (0.1, 100), "uniform_every": (0, 10_000_000),
+    "mask_rate_b": (0.1, 100), "uniform_share": (0, 1),
     "muon_learning_rate": (SMALL, 100), "weight_decay": (0, 100), "beta2": (0, 0.99999),
     "batch_size": (1, 10_000_000), "accumulate": (1, 1_000_000),
     "max_steps": (1, 10**9), "max_seconds": (0, 10**9), "stop_at_solved": (0, 1),
@@ -135,7 +135,7 @@ MEANS_SOMETHING_FOR = {
     "window": ("objective", ("mtp",)), "board_size": ("task", ("sudoku-gen", "sudoku")),
     "mask_rate_a": ("objective", ("mdm", "sidm", "scdm")),
     "mask_rate_b": ("objective", ("mdm", "sidm", "scdm")),
-    "uniform_every": ("objective", ("mdm", "sidm", "scdm")),
+    "uniform_share": ("objective", ("mdm", "sidm", "scdm")),
     "layout": ("task", ("sudoku",)), "minimal_share": ("task", ("sudoku",)),
     "train_file": ("task", ("sudoku",)), "arms": ("task", ("star",)),
     "path_len": ("task", ("star",)), "labels": ("task", ("star", "planning")),
@@ -144,7 +144,7 @@ MEANS_SOMETHING_FOR = {
 # Fields that older checkpoints lack, and what those runs did.
 BEFORE = {"layout": "prompt", "minimal_share": 0.0, "train_file": "", "init": "", "accumulate": 1,
           "loops": 1, "qk_norm": False, "deep_supervision": 0, "mask_rate_a": 1.0,
-          "mask_rate_b": 1.0, "uniform_every": 0}
+          "mask_rate_b": 1.0, "uniform_share": 0.0}
 
 
 def check(config):

@@ -18,7 +18,7 @@ order they would be decoded. Training hides cells and calls it; sample.py calls 
 import torch
 import torch.nn.functional as F
 
-UNIFORM = (1.0, 1.0, 0)  # a, b, every: the law of the mask rate, see draw_turns()
+UNIFORM = (1.0, 1.0, 0.0)  # a, b, uniform: the law of the mask rate, see draw_turns()
 
 
 def joint(turn, W=None):
@@ -48,14 +48,22 @@ def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None
     nothing. Drawing m has the same expectation (sum over t of the weight = mean over m), with
     neither problem.
 
-    rates (a, b, every): P(m <= k) = 1 - (1 - (k / A)^a)^b, the law of Kumaraswamy, uniform at
+    rates (a, b, uniform): P(m <= k) = 1 - (1 - (k / A)^a)^b, the law of Kumaraswamy, uniform at
     (1, 1). Elsewhere the mean loss bounds no likelihood any more, but learning dwells where it is
-    hard: three fifths hidden on average at (3, 3), four fifths at (4, 1). But at (4, 1) one sample
-    in A^4 hides a single cell, and a model may never learn the last ones. So every N-th sample (of
-    all noise levels) stays uniform, if every = N is not 0.
+    hard: three fifths hidden on average at (3, 3), four fifths at (4, 1). But there one sample in
+    A^4 hides a single cell, and a model may never learn the last ones. So for a share `uniform` of
+    the batch, its first samples, m is uniform whatever a and b are.
     """
-    strata = torch.arange(batch_size, device=device)
-    strata = strata + torch.rand(batch_size, generator=generator, device=device)
+    def strata(n):
+        """-> (n,) uniform numbers, one in each n-th of (0, 1)."""
+        u = torch.rand(n, generator=generator, device=device)
+        return (torch.arange(n, device=device) + u) / n
+
+    a, b, uniform = rates
+    few = round(uniform * batch_size)
+    u = strata(batch_size - few)
+    share = 1 - (1 - u) ** (1 / b)  # (B - few,) the inverse of the law
+    share = torch.cat([strata(few), share ** (1 / a)])  # (B,) what share of the cells is hidden
     if left_to_right:
         place = torch.arange(A, device=device).expand(batch_size, A)  # (B, A) place in the line
     else:
@@ -66,11 +74,6 @@ def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None
         free = A - given.sum(dim=1)
         # given cells to the front of the line; the others keep their order
         place = (place - A * given.long()).argsort(dim=1).argsort(dim=1)
-    a, b, every = rates
-    u = strata / batch_size  # (B,) uniform
-    share = (1 - (1 - u) ** (1 / b)) ** (1 / a)  # (B,) the inverse of the law
-    if every:
-        share[::every] = u[::every]
     m = 1 + torch.minimum((share * free).long(), free - 1)  # minimum: for rounding
     return place - (A - m).unsqueeze(1) + 1
 

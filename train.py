@@ -104,7 +104,7 @@ def make_step(state):
     if state.processes > 1:
         forward = torch.nn.parallel.DistributedDataParallel(forward)
     parts = config.accumulate * state.processes
-    rates = (config.mask_rate_a, config.mask_rate_b, config.uniform_every)
+    rates = (config.mask_rate_a, config.mask_rate_b, config.uniform_share)
 
     def forward_backward():
         batch = task.train_batch(config.batch_size, generator, state.device)  # tokens (B, S), given

@@ -98,14 +98,14 @@ def check_1(case, answer):
 def cases_2(r):
     A, cases = r.randint(4, 6), []
     plain = {"kind": "turns", "B": 2400, "A": A, "left_to_right": False, "given": None,
-             "rates": [1.0, 1.0, 0]}
+             "rates": [1.0, 1.0, 0.0]}
     row = [False] * (A - 1) + [True]
     r.shuffle(row)
     ragged = [[r.random() < 0.4 for _ in range(A - 1)] + [False] for _ in range(200)]
-    for change in ({}, {"left_to_right": True}, {"given": [row] * 2400}, {"rates": [3.0, 2.0, 0]},
+    for change in ({}, {"left_to_right": True}, {"given": [row] * 2400}, {"rates": [3.0, 2.0, 0.0]},
                    {"given": [row] * 300, "B": 300, "left_to_right": True},
                    {"given": ragged, "B": 200},
-                   {"rates": [3.0, 1.0, r.randint(3, 6)], "left_to_right": True}):
+                   {"rates": [3.0, 1.0, r.choice((0.2, 0.25, 0.4))], "left_to_right": True}):
         cases.append({**plain, **change, "seed": r.randrange(10**6)})
     for i in range(8):
         P, A, K = r.randint(1, 3), 4 + i % 2, 3
@@ -135,11 +135,11 @@ def check_2(case, answer):
             claim([turn[i] for i in last] == list(range(1, len(hidden) + 1)),
                   "left to right: the hidden cells are not the last ones in their order")
     if given is None or all(row == given[0] for row in given):
-        a, b, every = case["rates"]
-        if every:
-            check_law(turns[::every], free, case["left_to_right"], 1, 1)
-            turns = [turn for i, turn in enumerate(turns) if i % every]
-        check_law(turns, free, case["left_to_right"], a, b)
+        a, b, uniform = case["rates"]
+        few = round(uniform * case["B"])
+        if few:
+            check_law(turns[:few], free, case["left_to_right"], 1, 1)
+        check_law(turns[few:], free, case["left_to_right"], a, b)
 
 
 def check_law(turns, free, left_to_right, a, b):

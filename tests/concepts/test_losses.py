@@ -60,16 +60,25 @@ def test_rates_are_a_law_of_m():
     for a, b in ((4.0, 1.0), (3.0, 3.0), (0.5, 2.0)):
         F = [1 - (1 - (k / 4) ** a) ** b for k in range(5)]
         expected = [0] + [4000 * (F[k] - F[k - 1]) for k in range(1, 5)]
-        turn, _ = diffusion.hide(4000, 4, "all", gen(), "cpu", None, (a, b, 0))
+        turn, _ = diffusion.hide(4000, 4, "all", gen(), "cpu", None, (a, b, 0.0))
         assert max(abs(c - e) for c, e in zip(counts(turn), expected)) <= 1.5
-        turn, _ = mtp.hide_the_rest(4000, 4, "all", gen(), "cpu", None, (a, b, 0))
+        turn, _ = mtp.hide_the_rest(4000, 4, "all", gen(), "cpu", None, (a, b, 0.0))
         assert counts(turn) == [0] + [1000] * 4  # the cut of mtp is uniform, whatever the rates
     assert counts(diffusion.hide(4000, 4, "all", gen(), "cpu", None)[0]) == [0] + [1000] * 4
-    # every eighth sample is uniform, at all noise levels; the rest has the law
-    m = (diffusion.draw_turns(4000, 4, gen(), "cpu", rates=(4.0, 1.0, 8)) > 0).sum(dim=1)
-    assert m[::8].bincount(minlength=5).tolist() == [0] + [125] * 4
-    rest = m[torch.arange(4000) % 8 > 0].bincount(minlength=5).tolist()
+    # an eighth of the batch is uniform, the rest has the law
+    m = (diffusion.draw_turns(4000, 4, gen(), "cpu", rates=(4.0, 1.0, 1 / 8)) > 0).sum(dim=1)
+    assert m[:500].bincount(minlength=5).tolist() == [0] + [125] * 4
+    rest = m[500:].bincount(minlength=5).tolist()
     assert all(abs(c - 3500 * (k**4 - (k - 1)**4) / 256) <= 1.5 for k, c in enumerate(rest) if k)
+
+
+def test_few_uniform_samples_reach_every_m():
+    """32 of 512, fewer than cells: over many batches each m of 1..57 comes equally often."""
+    g = gen()
+    turns = [diffusion.draw_turns(512, 57, g, "cpu", rates=(4.0, 1.0, 1 / 16)) for _ in range(300)]
+    m = torch.cat([(turn[:32] > 0).sum(dim=1) for turn in turns])
+    expected = 300 * 32 / 57  # of each m; 5 standard deviations without strata
+    assert (m.bincount(minlength=58)[1:] - expected).abs().max() < 5 * expected ** 0.5
 
 
 def test_rates_are_for_training_alone(monkeypatch):
@@ -77,14 +86,14 @@ def test_rates_are_for_training_alone(monkeypatch):
     """
     drawn = []
     config = Config(task="sudoku-gen", board_size=4, train_size=4, mask_rate_a=4.0, mask_rate_b=2.0,
-                    uniform_every=3, width=8, depth=1, heads=1, batch_size=4, eval_samples=4)
+                    uniform_share=0.5, width=8, depth=1, heads=1, batch_size=4, eval_samples=4)
     task = train.make_task(config)
     state = train.make_state(config, task, torch.device("cpu"), contextlib.nullcontext())
     real = train.draw_hidden
     monkeypatch.setattr(train, "draw_hidden", lambda *args: drawn.append(args[4:]) or real(*args))
     train.make_step(state)(1.0)
     train.held_out_loss(state)
-    assert drawn == [((4.0, 2.0, 3),), ()]
+    assert drawn == [((4.0, 2.0, 0.5),), ()]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -171,10 +171,12 @@ OTHERWISE = {
     rows = []
     for b in range(batch_size):
         free = [i for i in range(A) if given is None or not given[b, i]]
-        u = (b + R.random()) / batch_size
-        share = (1 - (1 - u) ** (1 / rates[1])) ** (1 / rates[0])
-        if rates[2] and b % rates[2] == 0:
-            share = u
+        few = round(rates[2] * batch_size)
+        if b < few:
+            share = (b + R.random()) / few
+        else:
+            u = (b - few + R.random()) / (batch_size - few)
+            share = (1 - (1 - u) ** (1 / rates[1])) ** (1 / rates[0])
         m = 1 + min(int(share * len(free)), len(free) - 1)
         if not left_to_right:
             R.shuffle(free)
