@@ -95,8 +95,8 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
         max_seconds=88.0, decay_fraction=0.8, compile=True, eval_every_steps=0, eval_samples=1000),
     "sudoku9-cpu": dict(
         task="sudoku", board_size=9, train_size=20000, width=96, depth=6, heads=3, batch_size=32,
-        minimal_share=0.0, mask_rate_a=4.0, optimizer="muon", decay_fraction=0.8, max_steps=7000,
-        eval_samples=100, eval_every_steps=1000),
+        minimal_share=0.0, mask_rate_a=4.0, uniform_share=1 / 16, optimizer="muon",
+        decay_fraction=0.8, max_steps=6000, eval_samples=100, eval_every_steps=1000),
     "star": dict(
         task="star", arms=2, path_len=5, labels=50, width=256, depth=6, heads=8, batch_size=4096,
         embedding_std=1.0, decay_fraction=0.1, max_steps=100000, max_seconds=30.0, compile=True,

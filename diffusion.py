@@ -18,7 +18,7 @@ order they would be decoded. Training hides cells and calls it; sample.py calls 
 import torch
 import torch.nn.functional as F
 
-UNIFORM = (1.0, 1.0, 0.0)  # a, b, uniform: the law of the mask rate, see draw_turns()
+UNIFORM = (1.0, 1.0, 0.0)  # the law of the mask rate, see draw_turns(): a and b alone make it so
 
 
 def joint(turn, W=None):
@@ -40,8 +40,9 @@ def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None
     """The forward process, and the only place that decides how many cells are hidden.
 
     Cells are lined up in an order (random, or left to right), the last m of them are hidden, and m
-    is uniform on 1..A, stratified over the batch so that every batch holds all noise levels. given
-    (B, A) bool or None: cells that are never hidden; A is then the number of the others.
+    is uniform on 1..A, unless rates say otherwise. It is stratified, so that every batch holds all
+    noise levels: of n samples each has its own n-th of (0, 1) to draw from. given (B, A) bool or
+    None: cells that are never hidden; A is then the number of the others.
     Returns turn (B, A) int64: <= 0 for a known cell; 1..m for the hidden ones, in their order.
 
     The paper draws a rate t in (0, 1] and weights by 1/t, which needs t >= 1e-3 and can hide
@@ -50,12 +51,12 @@ def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None
 
     rates (a, b, uniform): P(m <= k) = 1 - (1 - (k / A)^a)^b, the law of Kumaraswamy, uniform at
     (1, 1). Elsewhere the mean loss bounds no likelihood any more, but learning dwells where it is
-    hard: three fifths hidden on average at (3, 3), four fifths at (4, 1). But there one sample in
-    A^4 hides a single cell, and a model may never learn the last ones. So for a share `uniform` of
-    the batch, its first samples, m is uniform whatever a and b are.
+    hard: three fifths hidden on average at (3, 3), four fifths at (4, 1). But at (4, 1) one sample
+    in A^4 hides a single cell, and a model may never learn the last ones. So the first
+    round(uniform * B) samples have a uniform m all the same; they and the others are stratified
+    each by themselves.
     """
     def strata(n):
-        """-> (n,) uniform numbers, one in each n-th of (0, 1)."""
         u = torch.rand(n, generator=generator, device=device)
         return (torch.arange(n, device=device) + u) / n
 

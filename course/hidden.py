@@ -105,7 +105,8 @@ def cases_2(r):
     for change in ({}, {"left_to_right": True}, {"given": [row] * 2400}, {"rates": [3.0, 2.0, 0.0]},
                    {"given": [row] * 300, "B": 300, "left_to_right": True},
                    {"given": ragged, "B": 200},
-                   {"rates": [3.0, 1.0, r.choice((0.2, 0.25, 0.4))], "left_to_right": True}):
+                   {"rates": [3.0, 1.0, r.choice((0.2, 0.25, 0.4))], "left_to_right": True,
+                    "given": [row] * 2400}):
         cases.append({**plain, **change, "seed": r.randrange(10**6)})
     for i in range(8):
         P, A, K = r.randint(1, 3), 4 + i % 2, 3
