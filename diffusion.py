@@ -56,15 +56,15 @@ def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None
     round(uniform * B) samples have a uniform m all the same; they and the others are stratified
     each by themselves.
     """
-    def strata(n):
-        u = torch.rand(n, generator=generator, device=device)
-        return (torch.arange(n, device=device) + u) / n
+    def strata(u):
+        return (torch.arange(len(u), device=device) + u) / len(u)
 
     a, b, uniform = rates
     few = round(uniform * batch_size)
-    u = strata(batch_size - few)
-    share = 1 - (1 - u) ** (1 / b)  # (B - few,) the inverse of the law
-    share = torch.cat([strata(few), share ** (1 / a)])  # (B,) what share of the cells is hidden
+    u = torch.rand(batch_size, generator=generator, device=device)
+    rest, first = u.split([batch_size - few, few])
+    share = (1 - (1 - strata(rest)) ** (1 / b)) ** (1 / a)  # (B - few,) the inverse of the law
+    share = torch.cat([strata(first), share])  # (B,) the share of the cells that is hidden
     if left_to_right:
         place = torch.arange(A, device=device).expand(batch_size, A)  # (B, A) place in the line
     else:
