@@ -18,7 +18,7 @@ order they would be decoded. Training hides cells and calls it; sample.py calls 
 import torch
 import torch.nn.functional as F
 
-UNIFORM = (1.0, 1.0, 0.0)  # the law of the mask rate, see draw_turns(): a and b alone make it so
+UNIFORM = (1.0, 1.0, 0.0)  # the rates of draw_turns(); at a = b = 1 every sample is uniform
 
 
 def joint(turn, W=None):
