@@ -70,11 +70,9 @@ def on_tests(*dials):
 
 S6, DEMO, STAR, PLANNING = (PRESETS[p] for p in ("sudoku6", "demo", "star", "planning"))
 S9, GEN9 = PRESETS["sudoku9"], PRESETS["sudoku9-gen"]
-# The recipe of runs that are to be made again: no samples at uniform rates (RESULTS, item 10).
-FORMER_S9 = dict(S9, uniform_share=0.0)
-# What boards gained from, tried on puzzles.
-AS_BOARDS = dict(optimizer="muon", muon_learning_rate=1e-3, batch_size=256, qk_norm=True,
-                 deep_supervision=3)
+# For hard puzzles: what boards gained from, and puzzles that no given can be taken from.
+HARD = dict(optimizer="muon", muon_learning_rate=1e-3, batch_size=256, qk_norm=True,
+            deep_supervision=3, minimal_share=1.0)
 TESTS = ("own", "kaggle_easy_2000.txt", "radcliffe_mixed_2500.txt", "bank_diabolical_150.txt",
          "top95.txt")
 # All unknown cells compete, also where the default is 8: objectives are to be compared at equal
@@ -115,9 +113,9 @@ FINDINGS = {
     # One GPU: 9x9 puzzles, givens in place; ar with the puzzle as a prompt.
     "sudoku9": (
         Run("mdm", dict(S9, objective="mdm"), on_tests(*ORDERS_AND_STEPS)),
-        Run("mdm-long", dict({**FORMER_S9, **AS_BOARDS}, objective="mdm", max_seconds=240.0),
+        Run("mdm-long", dict({**S9, **HARD}, objective="mdm", max_seconds=480.0),
             on_tests(*ORDERS_AND_STEPS)),
-        Run("scdm", dict(FORMER_S9, objective="scdm"),
+        Run("scdm", dict(S9, objective="scdm"),
             on_tests(*dialled("latents", 0, 8, 32, ALL))),
         Run("sidm", dict(S9, objective="sidm"), on_tests(*ORDERS_AND_STEPS, {})),
         Run("mtp-1", dict(S9, objective="mtp", window="1"), on_tests({})),
@@ -126,9 +124,9 @@ FINDINGS = {
     ),
     # One GPU: the same puzzles as a prompt, in equal seconds; in place: sudoku9.
     "layouts": (
-        Run("mdm-prompt", dict(FORMER_S9, objective="mdm", layout="prompt"),
+        Run("mdm-prompt", dict(S9, objective="mdm", layout="prompt"),
             on_tests(OF_ALL, {"order": "random"})),
-        Run("sidm-prompt", dict(FORMER_S9, objective="sidm", layout="prompt"),
+        Run("sidm-prompt", dict(S9, objective="sidm", layout="prompt"),
             on_tests(OF_ALL, {"order": "random"}, {})),
     ),
     # One GPU: what puzzles that no given can be taken from buy, as a share of the training set; a
@@ -163,8 +161,8 @@ FINDINGS = {
     ),
     # One GPU: the decoders of other papers, over their knobs, on puzzles and from empty boards.
     "decoders": (
-        Run("puzzles", dict(FORMER_S9, objective="mdm"),
-            (*compare.grid("own"), *compare.grid("radcliffe_mixed_2500.txt"))),
+        Run("puzzles", dict(S9, objective="mdm"),
+            (*compare.grid("own"), *compare.grid("radcliffe_mixed_2500.txt")), like="sudoku9/mdm"),
         Run("boards", dict(GEN9, objective="mdm"), compare.grid("own", ceilings=()),
             like="sudoku9-gen/mdm"),
     ),
