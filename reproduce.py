@@ -78,9 +78,11 @@ TESTS = ("own", "kaggle_easy_2000.txt", "radcliffe_mixed_2500.txt", "bank_diabol
 # All unknown cells compete, also where the default is 8: objectives are to be compared at equal
 # candidates.
 OF_ALL = {"candidates": ALL}
+STEPS = tuple({"tokens_per_step": k} for k in (2, 4, 8))
 ORDERS_AND_STEPS = (OF_ALL, dict(OF_ALL, order="margin"), {"order": "random"},
-                    *(dict(OF_ALL, tokens_per_step=k) for k in (2, 4, 8)),
-                    *(dict(OF_ALL, restarts=k) for k in (4, 16)))
+                    *(dict(OF_ALL, **k) for k in STEPS))
+RESTARTS = tuple(dict(OF_ALL, restarts=k) for k in (4, 16))
+OF_EIGHT = ({}, {"order": "margin"}, {"order": "random"}, *STEPS)
 FOUR = {"ar": dict(objective="ar"), "mtp-1": dict(objective="mtp", window="1"),
         "mtp-all": dict(objective="mtp", window="all"), "mdm": dict(objective="mdm")}
 WINDOWS = dict(S6, objective="mtp", max_seconds=60.0)
@@ -112,22 +114,22 @@ FINDINGS = {
     ),
     # One GPU: 9x9 puzzles, givens in place; ar with the puzzle as a prompt.
     "sudoku9": (
-        Run("mdm", dict(S9, objective="mdm"), on_tests(*ORDERS_AND_STEPS)),
+        Run("mdm", dict(S9, objective="mdm"), on_tests(*ORDERS_AND_STEPS, *RESTARTS)),
         Run("mdm-long", dict({**S9, **HARD}, objective="mdm", max_seconds=480.0),
-            on_tests(*ORDERS_AND_STEPS)),
+            on_tests(*ORDERS_AND_STEPS, *RESTARTS)),
         Run("scdm", dict(S9, objective="scdm"),
-            on_tests(*dialled("latents", 0, 8, 32, ALL))),
-        Run("sidm", dict(S9, objective="sidm"), on_tests(*ORDERS_AND_STEPS, {})),
+            on_tests(*(dict(n, **how) for n in dialled("latents", 0, 8, 32, ALL)
+                       for how in OF_EIGHT))),
+        Run("sidm", dict(S9, objective="sidm"), on_tests(*ORDERS_AND_STEPS, *RESTARTS, {})),
         Run("mtp-1", dict(S9, objective="mtp", window="1"), on_tests({})),
-        Run("mtp-all", dict(S9, objective="mtp", window="all"), on_tests({})),
+        Run("mtp-all", dict(S9, objective="mtp", window="all"), on_tests({}, *STEPS)),
         Run("ar", dict(S9, objective="ar", layout="prompt"), on_tests({})),
     ),
     # One GPU: the same puzzles as a prompt, in equal seconds; in place: sudoku9.
     "layouts": (
-        Run("mdm-prompt", dict(S9, objective="mdm", layout="prompt"),
-            on_tests(OF_ALL, {"order": "random"})),
+        Run("mdm-prompt", dict(S9, objective="mdm", layout="prompt"), on_tests(*ORDERS_AND_STEPS)),
         Run("sidm-prompt", dict(S9, objective="sidm", layout="prompt"),
-            on_tests(OF_ALL, {"order": "random"}, {})),
+            on_tests(*ORDERS_AND_STEPS, {})),
     ),
     # One GPU: what puzzles that no given can be taken from buy, as a share of the training set; a
     # share of 0: sudoku9.
