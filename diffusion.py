@@ -15,6 +15,8 @@ predicted, not committed). The three objectives differ in one line, their rankin
 A ranking is a function of `turn`: <= 0 for a known cell, 1, 2, 3, ... for the unknown ones in the
 order they would be decoded. Training hides cells and calls it; sample.py calls the same one.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -53,14 +55,14 @@ def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None
     (1, 1). Elsewhere the mean loss bounds no likelihood any more, but learning dwells where it is
     hard: three fifths hidden on average at (3, 3), four fifths at (4, 1). But at (4, 1) one sample
     in A^4 hides a single cell, and a model may never learn the last ones. So the first
-    round(uniform * B) samples have a uniform m all the same; they and the others are stratified
-    each by themselves.
+    uniform * B samples, rounded up, have a uniform m all the same; they and the others are
+    stratified each by themselves.
     """
     def strata(u):
         return (torch.arange(len(u), device=device) + u) / len(u)
 
     a, b, uniform = rates
-    few = round(uniform * batch_size)
+    few = math.ceil(uniform * batch_size)
     u = torch.rand(batch_size, generator=generator, device=device)
     rest, first = u.split([batch_size - few, few])
     share = (1 - (1 - strata(rest)) ** (1 / b)) ** (1 / a)  # (B - few,) the inverse of the law

@@ -137,7 +137,7 @@ def check_2(case, answer):
                   "left to right: the hidden cells are not the last ones in their order")
     if given is None or all(row == given[0] for row in given):
         a, b, uniform = case["rates"]
-        few = round(uniform * case["B"])
+        few = math.ceil(uniform * case["B"])
         if few:
             check_law(turns[:few], free, case["left_to_right"], 1, 1)
         check_law(turns[few:], free, case["left_to_right"], a, b)

@@ -64,7 +64,7 @@ PLANTED = (
             "return (torch.arange(len(u), device=device) + u) / len(u)", "return u"),
     Mistake(2, "the two rates are exchanged", "diffusion.py", "a, b, uniform = rates",
             "b, a, uniform = rates"),
-    Mistake(2, "no sample stays uniform", "diffusion.py", "round(uniform * batch_size)", "0"),
+    Mistake(2, "no sample stays uniform", "diffusion.py", "math.ceil(uniform * batch_size)", "0"),
     Mistake(2, "the uniform samples are the first strata of the batch", "diffusion.py",
             "torch.cat([strata(first),", "torch.cat([strata(u)[:few],"),
     Mistake(2, "the uniform samples count given cells", "diffusion.py",

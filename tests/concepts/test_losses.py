@@ -79,6 +79,10 @@ def test_few_uniform_samples_reach_every_m():
     m = torch.cat([(turn[:32] > 0).sum(dim=1) for turn in turns])
     expected = 300 * 32 / 57  # of each m; 5 standard deviations without strata
     assert (m.bincount(minlength=58)[1:] - expected).abs().max() < 5 * expected ** 0.5
+    # rounded up: a batch of four has one
+    turns = [diffusion.draw_turns(4, 57, g, "cpu", rates=(100.0, 1.0, 1 / 16)) for _ in range(50)]
+    m = torch.stack([(turn > 0).sum(dim=1) for turn in turns]).float()
+    assert m[:, 0].mean() < 40 and m[:, 1:].mean() > 56
 
 
 def test_rates_are_for_training_alone(monkeypatch):
