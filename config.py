@@ -37,7 +37,7 @@ class Config:  # the comments are the --help
     window: str = "all"  # mtp: window W, a number or all, or random (a new W every step: for all W)
     mask_rate_a: float = 1.0  # law of the hidden share, Kumaraswamy(a, b); 1, 1: uniform, the bound
     mask_rate_b: float = 1.0  # its b; a, b = 4, 1 hide four fifths on average, 3, 3 three fifths
-    uniform_share: float = 0.0  # share of the batch, rounded up, that keeps to 1, 1: the last cells
+    uniform_share: float = 0.0  # share of the batch, rounded up, at 1, 1: to learn the last cells
     # the model
     width: int = 128  # embedding width
     depth: int = 4  # transformer blocks

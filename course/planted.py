@@ -59,7 +59,7 @@ PLANTED = (
     Mistake(2, "the mask rate is off by one: nothing may be hidden", "diffusion.py",
             "m = 1 + torch.minimum(", "m = torch.minimum("),
     Mistake(2, "always one cell: the batch has no strata", "diffusion.py",
-            "(torch.arange(len(u), device=device) + u)", "(0 * u + u)"),
+            "(torch.arange(len(u), device=device) + u)", "u"),
     Mistake(2, "m is drawn for each sample alone, without strata", "diffusion.py",
             "return (torch.arange(len(u), device=device) + u) / len(u)", "return u"),
     Mistake(2, "the two rates are exchanged", "diffusion.py", "a, b, uniform = rates",

@@ -168,10 +168,9 @@ OTHERWISE = {
     "draw_turns": """\
     import random as R
     R.seed(int(torch.randint(10**9, (1,), generator=generator)))
-    rows = []
+    few, rows = math.ceil(rates[2] * batch_size), []
     for b in range(batch_size):
         free = [i for i in range(A) if given is None or not given[b, i]]
-        few = round(rates[2] * batch_size)
         if b < few:
             share = (b + R.random()) / few
         else:
