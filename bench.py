@@ -100,6 +100,7 @@ def time_training(task, config, device, autocast, repeats, steps=10):
     peak = next((rate for gpu, rate in PEAK.items() if gpu in name), None)
     return {"objective": config.objective, "optimizer": config.optimizer,
             "compiled": config.compile and device.type == "cuda", "params": model.num_params(),
+            "activation": "ReLU^2" if config.relu_squared else "GELU",
             "heads": config.heads, "batch_size": config.batch_size, "S": task.S,
             "ms_per_step": 1000 * seconds,
             "tokens_per_second": tokens / seconds, "tflops": flops / seconds / 1e12,
@@ -308,13 +309,14 @@ def chosen_config(args, device):
 
 def training_kinds(config, device):
     """What --what train measures: every objective; mdm with twice the batch, with heads of 128
-    where they fit, with both, with Muon, without the compiler."""
+    where they fit, with both; with ReLU^2, and with all that; with Muon; without the compiler."""
     kinds = [replace(config, objective=o) for o in OBJECTIVES]
     twice, wide = {"batch_size": 2 * config.batch_size}, {"heads": config.width // 128}
-    kinds.append(replace(config, **twice))
+    changes = [twice]
     if config.width % 128 == 0 and wide["heads"] != config.heads:
-        kinds += [replace(config, **wide), replace(config, **twice, **wide)]
-    kinds.append(replace(config, optimizer="muon"))
+        changes += [wide, {**twice, **wide}]
+    changes += [{"relu_squared": True}, {**changes[-1], "relu_squared": True}]
+    kinds += [replace(config, **change) for change in [*changes, {"optimizer": "muon"}]]
     if device.type == "cuda":
         kinds.append(replace(config, compile=False))
     return kinds

@@ -63,18 +63,25 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block (RMSNorm without gain, GELU, 4x hidden)."""
+    """Pre-norm residual block (RMSNorm without gain, GELU, 4x hidden).
 
-    def __init__(self, width, heads, qk_norm=False):
+    relu_squared: instead of GELU (arXiv 2109.08668); cheaper, and not as accurate here (LOG.md).
+    """
+
+    def __init__(self, width, heads, qk_norm=False, relu_squared=False):
         super().__init__()
-        self.attn = Attention(width, heads, qk_norm)
+        self.attn, self.relu_squared = Attention(width, heads, qk_norm), relu_squared
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x, mask, causal, past):
-        D = x.shape[-1:]
-        x = x + self.attn(F.rms_norm(x, D), mask, causal, past)
-        return x + self.down(F.gelu(self.up(F.rms_norm(x, D))))
+        x = x + self.attn(F.rms_norm(x, x.shape[-1:]), mask, causal, past)
+        return x + self.feed_forward(x)
+
+    def feed_forward(self, x):
+        """Each token by itself. x (..., D) -> (..., D)."""
+        hidden = self.up(F.rms_norm(x, x.shape[-1:]))
+        return self.down(F.relu(hidden).square() if self.relu_squared else F.gelu(hidden))
 
 
 class Transformer(nn.Module):
@@ -85,13 +92,14 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, vocab_size, answer_symbols, num_positions, width, depth, heads, loops=1,
-                 qk_norm=False):
+                 qk_norm=False, relu_squared=False):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.token = nn.Embedding(vocab_size, width)
         self.position = nn.Embedding(num_positions, width)
-        self.blocks = nn.ModuleList(Block(width, heads, qk_norm) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, qk_norm, relu_squared)
+                                    for _ in range(depth))
         self.head = nn.Linear(width, answer_symbols, bias=False)
         self.loops = loops
 

@@ -66,7 +66,7 @@ class Cache:
                 kv[rows.unsqueeze(1), where] = heads[:, :, 1:]
                 k, v = self.kv[i][:, rows]  # each (R, H, S, D/H)
                 x = x + block.attn.mix(q, k, v, mask)
-                x = x + block.down(F.gelu(block.up(F.rms_norm(x, (D,)))))
+                x = x + block.feed_forward(x)
         return model.read(x).float()  # (R, C, K)
 
 

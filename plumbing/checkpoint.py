@@ -157,7 +157,7 @@ def _check_progress(checkpoint, file):
 
 def build_model(config, task):
     return Transformer(task.V, task.K, task.S, config.width, config.depth, config.heads,
-                       config.loops, config.qk_norm)
+                       config.loops, config.qk_norm, config.relu_squared)
 
 
 def model_with(checkpoint, config, task, file):
@@ -166,7 +166,7 @@ def model_with(checkpoint, config, task, file):
     Raises BadInput for misfits.
     """
     weights = checkpoint["model"]
-    for name in ("heads", "qk_norm"):  # other functions of the same weights
+    for name in ("heads", "qk_norm", "relu_squared"):  # other functions of the same weights
         before, now = getattr(checkpoint["config"], name), getattr(config, name)
         if before != now:
             raise BadInput(f"checkpoint {printable(file, 200)} was trained with {name} = {before}, "

@@ -3,8 +3,11 @@
     L matrices of one shape   m, n their sides
 
 torch's own goes through the matrices one by one: at 24 to 72 small matrices a GPU waits for kernels
-to be launched. The method is Muon's (arXiv 2502.16982); a test holds the two to each other.
+to be launched. The stack of one shape does not fill a GPU either, so each has a stream of its own.
+The method is Muon's (arXiv 2502.16982); a test holds the two to each other.
 """
+import contextlib
+
 import torch
 
 
@@ -30,6 +33,10 @@ class BatchedMuon(torch.optim.Muon):
     more time than the rest of the training step (LOG.md).
     """
 
+    def __init__(self, params, **settings):
+        super().__init__(params, **settings)
+        self.streams = {}  # of a GPU, one for each shape
+
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
@@ -37,9 +44,22 @@ class BatchedMuon(torch.optim.Muon):
             for p in group["params"]:
                 same_shape.setdefault(p.shape, []).append(p)
             for shape, params in same_shape.items():
-                self._update(group, shape, params)
+                with self._stream(shape, params[0].device):
+                    self._update(group, params)
+        for stream in self.streams.values():
+            torch.cuda.current_stream().wait_stream(stream)
 
-    def _update(self, group, shape, params):
+    def _stream(self, shape, device):
+        """A context: what is called in it runs beside the other shapes, on a GPU."""
+        if device.type != "cuda":
+            return contextlib.nullcontext()
+        if shape not in self.streams:
+            self.streams[shape] = torch.cuda.Stream()
+        stream = self.streams[shape]
+        stream.wait_stream(torch.cuda.current_stream())
+        return torch.cuda.stream(stream)
+
+    def _update(self, group, params):
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
@@ -51,6 +71,7 @@ class BatchedMuon(torch.optim.Muon):
         dtype = torch.bfloat16 if grads[0].is_cuda else torch.float32
         updates = orthogonalize(torch.stack(updates), group["ns_coefficients"], group["ns_steps"],
                                 group["eps"], dtype)
-        rate = group["lr"] * 0.2 * max(shape) ** 0.5  # an update as large as AdamW's would be
+        # an update as large as AdamW's would be
+        rate = group["lr"] * 0.2 * max(params[0].shape) ** 0.5
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, list(updates.to(params[0].dtype)), alpha=-rate)
+        torch._foreach_add_(params, list(updates), alpha=-rate)

@@ -72,6 +72,8 @@ function gelu(x) {
   return x < 0 ? 0.5 * x * tail : 0.5 * x * (2 - tail);
 }
 
+const reluSquared = (x) => Math.max(x, 0) ** 2;
+
 /** Who may look at whom: the rule of model.visible. */
 function visible(rank, q, k) {
   return rank[k] < rank[q] || k === q || (rank[k] === rank[q] && rank[q] <= 0);
@@ -118,6 +120,7 @@ function normalizeQK(qkv, T, H) {
 /** tokens, positions, rank: T numbers each -> logits (T, K). */
 function forward(model, tokens, positions, rank) {
   const { width: D, depth, heads, loops, qkNorm, w } = model, T = tokens.length;
+  const activate = model.reluSquared ? reluSquared : gelu;
   const add = (x, y) => x.forEach((value, i) => { x[i] = value + y[i]; });
   const x = new Float32Array(T * D);
   for (let t = 0; t < T; t++) {
@@ -131,7 +134,7 @@ function forward(model, tokens, positions, rank) {
     const qkv = linear(rmsNorm(x, T), of("attn.qkv"), T);
     const mixed = attention(qkNorm ? normalizeQK(qkv, T, heads) : qkv, T, heads, rank);
     add(x, linear(mixed, of("attn.proj"), T));
-    add(x, linear(linear(rmsNorm(x, T), of("up"), T).map(gelu), of("down"), T));
+    add(x, linear(linear(rmsNorm(x, T), of("up"), T).map(activate), of("down"), T));
   }
   return linear(rmsNorm(x, T), w["head.weight"], T);
 }

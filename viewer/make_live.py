@@ -40,7 +40,7 @@ def model_text(model, task, config):
         "P": task.P, "K": task.K, "MASK": task.MASK, "BOS": task.BOS,
         "symbols": [task.encoding.decode([i]) for i in range(task.K)],
         "width": config.width, "depth": config.depth, "heads": config.heads, "loops": config.loops,
-        "qkNorm": config.qk_norm,
+        "qkNorm": config.qk_norm, "reluSquared": config.relu_squared,
         "weights": [[name, value.numel()] for name, value in weights.items()],
         "data": base64.b64encode(raw).decode("ascii")})
 

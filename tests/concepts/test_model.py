@@ -228,6 +228,20 @@ def test_qk_norm_is_cached_and_built_by_the_config(model):
         assert [block.attn.qk_norm for block in built.blocks] == 4 * [asked]
 
 
+@pytest.mark.parametrize("relu_squared", (False, True))
+def test_feed_forward_is_the_formula(relu_squared):
+    """x + down(f(up(x / rms(x)))) with the f that the config names, in every block."""
+    model = build_model(Config(relu_squared=relu_squared), SimpleNamespace(V=12, K=12, S=12))
+    model.init_weights(torch.Generator().manual_seed(0), 0.5)
+    x = torch.randn(2, T, 128, generator=torch.Generator().manual_seed(1))
+    for block in model.blocks:
+        torch.nn.init.normal_(block.down.weight, std=0.1)
+        hidden = block.up(x / (x.square().mean(dim=2, keepdim=True) + 2 ** -23).sqrt())
+        active = (hidden * (hidden > 0) * hidden if relu_squared
+                  else hidden / 2 * (1 + (hidden / 2 ** 0.5).erf()))
+        torch.testing.assert_close(block.feed_forward(x), block.down(active))
+
+
 def test_init_covers_every_parameter():
     """A poisoned model is wholly redrawn by init_weights: nothing depends on global state."""
     model = random_model(ToyTask())

@@ -96,17 +96,20 @@ def test_bench_report_as_tables(tiny_preset, tmp_path, capsys):
     report = json.loads(file.read_text())
     assert report == json.loads(capsys.readouterr().out) == read_bench(file)
     text = bench_markdown(report)
-    assert text.count("| scdm |") == 1 and "| muon |" in text and text.count("\n| mdm |") == 3
+    assert text.count("| scdm |") == 1 and "| muon |" in text and text.count("\n| mdm |") == 5
+    assert text.count("| ReLU^2 |") == 2
     assert list(file.parent.iterdir()) == [file]  # nothing is left beside it
 
 
 def test_the_model_may_have_another_size():
-    """Heads of 128 and twice the batch are measured apart and together, where heads fit."""
+    """Heads of 128, twice the batch and ReLU^2 are measured apart and together, where heads fit."""
     args = bench.parse_args(["--preset", "sudoku9", "--width", "512", "--depth", "6"])
     config = bench.chosen_config(args, torch.device("cpu"))
     assert (config.width, config.depth, config.heads) == (512, 6, 8)
-    kinds = [(c.heads, c.batch_size) for c in bench.training_kinds(config, torch.device("cpu"))]
-    assert {(8, 512), (8, 1024), (4, 512), (4, 1024)} == set(kinds)
+    kinds = [(c.heads, c.batch_size, c.relu_squared)
+             for c in bench.training_kinds(config, torch.device("cpu"))]
+    assert {(8, 512, False), (8, 1024, False), (4, 512, False), (4, 1024, False),
+            (8, 512, True), (4, 1024, True)} == set(kinds)
     narrow = bench.chosen_config(bench.parse_args(["--width", "96"]), torch.device("cpu"))
     assert {c.heads for c in bench.training_kinds(narrow, torch.device("cpu"))} == {narrow.heads}
 

@@ -454,6 +454,7 @@ def test_init(tmp_path, small, uninterrupted, capsys):
                          (["--depth", "2"], "blocks.1.attn.qkv.weight has shape missing"),
                          (["--heads", "1"], "heads = 2, and this run has 1; make them the same"),
                          (["--qk-norm"], "trained with qk_norm = False, and this run has True;"),
+                         (["--relu-squared"], "with relu_squared = False, and this run has True"),
                          (["--init", "nowhere.pt"], "checkpoint nowhere.pt does not exist")):
         assert run(train.main, [*small, str(tmp_path / "no"), "--init", str(old), *flags]) == 2
         assert words in last_line(capsys) and not (tmp_path / "no").exists()

@@ -80,20 +80,24 @@ def test_what_a_page_knows_of_its_model(shipped):
     for asked in (False, True):
         text = make_live.model_text(model, task, replace(config, qk_norm=asked))
         assert json.loads(text)["qkNorm"] is asked
+        text = make_live.model_text(model, task, replace(config, relu_squared=asked))
+        assert json.loads(text)["reluSquared"] is asked
 
 
 @needs_browser
-def test_logits_with_qk_norm(page, shipped):
-    """The same page, told that its model normalises queries and keys."""
+@pytest.mark.parametrize("name", ("qkNorm", "reluSquared"))
+def test_logits_of_another_model(page, shipped, name):
+    """The same page, told that its model normalises queries and keys, or squares ReLU."""
     model, task, _ = load_model(make_live.SHIPPED, torch.device("cpu"))
     for block in model.blocks:
-        block.attn.qk_norm = True
+        block.attn.qk_norm, block.relu_squared = name == "qkNorm", name == "reluSquared"
     tokens, positions, rank = [task.BOS, *range(6)], list(range(7)), [0, 0, 1, 2, 2, 3, 0]
     with torch.no_grad():
         expected = model(torch.tensor([tokens]), torch.tensor(positions), torch.tensor(rank))[0]
         without = shipped[0](torch.tensor([tokens]), torch.tensor(positions), torch.tensor(rank))[0]
-    found = page.run("return Array.from(forward({ ...live.model, qkNorm: true }, ...arguments))",
-                     tokens, positions, rank)
+    found = page.run("const [name, ...asked] = arguments;"
+                     "return Array.from(forward({ ...live.model, [name]: true }, ...asked))",
+                     name, tokens, positions, rank)
     assert (torch.tensor(found).view(7, task.K) - expected).abs().max() < 1e-3
     assert (without - expected).abs().max() > 0.1
 
