@@ -6,7 +6,7 @@ torch's own goes through the matrices one by one: at 24 to 72 small matrices a G
 to be launched. The stack of one shape does not fill a GPU either, so each has a stream of its own.
 The method is Muon's (arXiv 2502.16982); a test holds the two to each other.
 """
-import contextlib
+import functools
 
 import torch
 
@@ -26,6 +26,32 @@ def orthogonalize(updates, coefficients, steps, eps, dtype):
     return x.transpose(1, 2) if tall else x
 
 
+@functools.cache
+def stream(number, device):
+    """-> a CUDA stream, the same one at every call."""
+    return torch.cuda.Stream(device)
+
+
+def side_by_side(functions, device):
+    """Call each of the functions, on a GPU each on a stream of its own.
+
+    What is called next waits for all of them. So their memory needs no more care: until then
+    nothing that they read is freed, and what one of them frees only its own stream takes again.
+    """
+    if device.type != "cuda":
+        for function in functions:
+            function()
+        return
+    now = torch.cuda.current_stream(device)
+    beside = [stream(number, device) for number in range(len(functions))]
+    for one, function in zip(beside, functions):
+        one.wait_stream(now)
+        with torch.cuda.stream(one):
+            function()
+    for one in beside:
+        now.wait_stream(one)
+
+
 class BatchedMuon(torch.optim.Muon):
     """Arguments, state and update of torch.optim.Muon with adjust_lr_fn="match_rms_adamw".
 
@@ -33,31 +59,15 @@ class BatchedMuon(torch.optim.Muon):
     more time than the rest of the training step (LOG.md).
     """
 
-    def __init__(self, params, **settings):
-        super().__init__(params, **settings)
-        self.streams = {}  # of a GPU, one for each shape
-
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             same_shape = {}
             for p in group["params"]:
                 same_shape.setdefault(p.shape, []).append(p)
-            for shape, params in same_shape.items():
-                with self._stream(shape, params[0].device):
-                    self._update(group, params)
-        for stream in self.streams.values():
-            torch.cuda.current_stream().wait_stream(stream)
-
-    def _stream(self, shape, device):
-        """A context: what is called in it runs beside the other shapes, on a GPU."""
-        if device.type != "cuda":
-            return contextlib.nullcontext()
-        if shape not in self.streams:
-            self.streams[shape] = torch.cuda.Stream()
-        stream = self.streams[shape]
-        stream.wait_stream(torch.cuda.current_stream())
-        return torch.cuda.stream(stream)
+            updates = [functools.partial(self._update, group, params)
+                       for params in same_shape.values()]
+            side_by_side(updates, group["params"][0].device)
 
     def _update(self, group, params):
         for p in params:

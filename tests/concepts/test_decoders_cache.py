@@ -59,11 +59,11 @@ def test_what_is_fed(puzzles, name, knobs, computed):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ("dkv", "freecache"))
-def test_refresh_1_is_no_cache_under_sidm_with_loops_and_qk_norm(puzzles, name):  # noqa: F811
+def test_refresh_1_is_no_cache_under_sidm_with_every_option(puzzles, name):  # noqa: F811
     task, start, _ = puzzles
     model = random_model(task)
     model.loops = 2
-    model.blocks[0].attn.qk_norm = True
+    model.blocks[0].attn.qk_norm = model.blocks[1].relu_squared = True
     a, _, _ = run(model, task, start, name, {"refresh": 1}, 1.0, "sidm")
     b, _, _ = run(model, task, start, "plain", {}, 1.0, "sidm")
     assert torch.equal(a, b)

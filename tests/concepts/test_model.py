@@ -213,13 +213,15 @@ def test_attention_is_the_softmax_formula(model, qk_norm):
 
 
 def test_qk_norm_is_cached_and_built_by_the_config(model):
-    """Token by token as at once; the config's field reaches every block."""
+    """Token by token as at once, with ReLU squared too; the config's field reaches every block."""
     tokens, positions = torch.randint(12, (2, T)), torch.arange(T)
     before = model(tokens, positions, CAUSAL)
     for block in model.blocks:
         block.attn.qk_norm = True
     full, cache = model(tokens, positions, CAUSAL), model.new_cache()
     assert (full - before).abs().max() > 0.1
+    model.blocks[0].relu_squared = True
+    full = model(tokens, positions, CAUSAL)
     pieces = [model(tokens[:, i:i + 1], positions[i:i + 1], CAUSAL, cache=cache) for i in range(T)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), full)
     task = SimpleNamespace(V=12, K=12, S=12)

@@ -111,7 +111,10 @@ def test_the_model_may_have_another_size():
     assert {(8, 512, False), (8, 1024, False), (4, 512, False), (4, 1024, False),
             (8, 512, True), (4, 1024, True)} == set(kinds)
     narrow = bench.chosen_config(bench.parse_args(["--width", "96"]), torch.device("cpu"))
-    assert {c.heads for c in bench.training_kinds(narrow, torch.device("cpu"))} == {narrow.heads}
+    kinds = bench.training_kinds(narrow, torch.device("cpu"))
+    assert {c.heads for c in kinds} == {narrow.heads}
+    assert {narrow.batch_size, 2 * narrow.batch_size} == {c.batch_size for c in kinds
+                                                          if c.relu_squared}
 
 
 @pytest.mark.parametrize("argv, words", [

@@ -1,7 +1,10 @@
 """The batched Muon against torch's, matrix by matrix."""
+import copy
+
 import pytest
 import torch
 
+from plumbing import muon
 from plumbing.muon import BatchedMuon, orthogonalize
 
 
@@ -44,3 +47,47 @@ def test_bf16_is_near_fp32(shape):
     assert (rounded.float() - exact).norm() < 0.03 * exact.norm()
     values = torch.linalg.svdvals(exact)
     assert values.min() > 0.3 and values.max() < 1.3
+
+
+class FakeStream:
+    """A CUDA stream where there is none: it notes what happens, and how often it was waited for."""
+
+    def __init__(self, notes, name):
+        self.notes, self.name = notes, name
+
+    def wait_stream(self, other):
+        self.notes.append(f"{self.name} waits for {other.name}")
+
+    def __enter__(self):
+        self.notes.append(f"on {self.name}")
+
+    def __exit__(self, *_):
+        self.notes.append("back")
+
+
+def test_streams_fork_and_join(monkeypatch):
+    """Each function on its own stream, begun after what came before, waited for by what follows."""
+    notes, made = [], iter("abcd")
+    now, device = FakeStream(notes, "now"), torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream(notes, next(made)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: now)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    muon.stream.cache_clear()
+    for _ in range(2):  # the second time the same two streams
+        muon.side_by_side([lambda: notes.append("one"), lambda: notes.append("two")], device)
+        assert notes == ["a waits for now", "on a", "one", "back", "b waits for now", "on b", "two",
+                         "back", "now waits for a", "now waits for b"]
+        notes.clear()
+    muon.stream.cache_clear()
+
+
+def test_an_optimizer_can_be_copied():
+    """A copy steps as the original does."""
+    p = torch.nn.Parameter(torch.eye(4))
+    optimizer = BatchedMuon([p], lr=0.1, adjust_lr_fn="match_rms_adamw")
+    twin = copy.deepcopy(optimizer)
+    (other,) = twin.param_groups[0]["params"]
+    p.grad, other.grad = torch.ones(4, 4), torch.ones(4, 4)
+    optimizer.step()
+    twin.step()
+    assert torch.equal(p, other) and not torch.equal(p, torch.eye(4))

@@ -117,6 +117,26 @@ def test_puzzles_are_compared_at_equal_candidates(found):
     assert line in report.puzzles(found)
 
 
+def test_puzzles_with_several_cells_a_pass(found):
+    """Added up from the files themselves; a way that a run was not decoded in is a dash."""
+    lines = report.several_cells(found).splitlines()
+    assert lines[0] == ("| preset | run | candidates | latents | 1 a pass | 2 a pass | 4 a pass "
+                        "| 8 a pass | 4 restarts | 16 restarts |")
+    ways = [(k, 0) for k in (1, 2, 4, 8)] + [(1, 4), (1, 16)]
+    for name, candidates in (("mdm", "all"), ("mtp-all", "the next")):
+        (line,) = (x for x in lines if x.startswith(f"| `sudoku9` | {name} | {candidates} | all |"))
+        for cell, way in zip(line.split("|")[5:11], ways, strict=True):
+            expected = []
+            for test in ("own", "radcliffe_mixed_2500.txt"):
+                rows = [row for result in found["sudoku9"] if result["name"] == name
+                        for row in result["rows"] if row["test"] == test
+                        and row["order"] in ("confidence", "left_to_right")
+                        and (row["tokens_per_step"], row["restarts"]) == way]
+                solved, num = sum(r["solved"] for r in rows), sum(r["num"] for r in rows)
+                expected += [f"{100 * solved / num:.1f}"] if rows else []
+            assert cell.strip() == (" / ".join(expected) or "-")
+
+
 def test_trained_blocks_are_what_was_printed(tmp_path):
     """Of every size both orders (blocks of one cell: one), rate and interval as counted."""
     file = ROOT / "results" / "decoders" / "trained-blocks-seed0.jsonl"

@@ -90,7 +90,8 @@ def test_logits_of_another_model(page, shipped, name):
     """The same page, told that its model normalises queries and keys, or squares ReLU."""
     model, task, _ = load_model(make_live.SHIPPED, torch.device("cpu"))
     for block in model.blocks:
-        block.attn.qk_norm, block.relu_squared = name == "qkNorm", name == "reluSquared"
+        block.attn.qk_norm = name == "qkNorm"
+        block.relu_squared = name == "reluSquared"
     tokens, positions, rank = [task.BOS, *range(6)], list(range(7)), [0, 0, 1, 2, 2, 3, 0]
     with torch.no_grad():
         expected = model(torch.tensor([tokens]), torch.tensor(positions), torch.tensor(rank))[0]
