@@ -647,8 +647,8 @@ def tables(folder, order):
     decoded = compare.tables(found.pop("decoders", []))
     benches = [read_bench(file) for file in sorted(Path(folder).glob("bench*.json"))]
     everything = "\n\n".join([table(found, order), *map(bench_markdown, benches)])
-    both = (f"{puzzles(found)}\n\nOwn test / Radcliffe, solved %, with several cells a pass, then "
-            f"one, with up to so many restarts:\n\n{several_cells(found)}")
+    both = (f"{puzzles(found)}\n\nOwn test / Radcliffe, solved %: so many cells a pass; one a pass "
+            f"with up to so many restarts:\n\n{several_cells(found)}")
     return {"rows": rows(found), "summary": summary(found), "puzzles": both,
             "table": everything, "decoders": decoded, "blocks": blocks}
 
