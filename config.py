@@ -44,7 +44,7 @@ class Config:  # the comments are the --help
     heads: int = 4  # attention heads
     loops: int = 1  # passes over the blocks: depth by recurrence, with the same weights
     qk_norm: bool = False  # normalise queries and keys of each head: bounds the attention scores
-    relu_squared: bool = False  # instead of GELU: 3 to 5 % faster, less accurate in small (LOG.md)
+    relu_squared: bool = False  # instead of GELU: 3 to 5 % faster, solves less (LOG.md)
     embedding_std: float = 0.5  # deviation of the first embeddings; 0.02 learns little in a minute
     init: str = ""  # start from the weights of this checkpoint (a new run with a recipe of its own)
     # the recipe

@@ -65,7 +65,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block (RMSNorm without gain, GELU, 4x hidden).
 
-    relu_squared: instead of GELU (arXiv 2109.08668); faster, less accurate in small (LOG.md).
+    relu_squared: instead of GELU (arXiv 2109.08668); faster, but it solves less (LOG.md).
     """
 
     def __init__(self, width, heads, qk_norm=False, relu_squared=False):

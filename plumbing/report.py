@@ -419,7 +419,7 @@ def puzzles(found):
 
 def several_cells(found):
     """One line per run, candidates and latents on 9x9 puzzles: solved % of two test sets by the
-    cells of a pass, then by restarts. Orders that do not choose are left out but left to right."""
+    cells of a pass, then by restarts. The surest first; mtp, which has one order: left to right."""
     two, lines, ways = ("own", "radcliffe_mixed_2500.txt"), {}, set()
     for preset, results in found.items():
         for r in pooled(results):

@@ -50,7 +50,7 @@ def test_bf16_is_near_fp32(shape):
 
 
 class FakeStream:
-    """A CUDA stream where there is none: it notes what happens, and how often it was waited for."""
+    """A CUDA stream where there is none: it notes what happens."""
 
     def __init__(self, notes, name):
         self.notes, self.name = notes, name
