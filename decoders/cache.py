@@ -1,51 +1,47 @@
-"""Keys and values that are kept from earlier passes, though every token here sees every other.
+"""Keys and values reused from earlier passes, although every token sees every other one.
 
     B samples   R rows of one forward pass   S = P + A positions   A cells   K symbols
-    C positions computed in a pass           H heads   D width   N passes from refresh to refresh
+    C positions computed in a pass           H heads   D width   N passes between refreshes
 
-A known token changes no more, but what it has seen does: its keys and values beyond the first layer
-go stale with every commit. These decoders use them all the same, and compute all anew every N
-passes. Only what is computed is counted as fed.
+The symbol of a known token no longer changes, but what it sees does: beyond the first layer its
+keys and values become stale with every commit. These decoders reuse them all the same and recompute
+everything every N passes. Only the pairs that are computed are charged.
 """
 import torch
 import torch.nn.functional as F
 
-from decoders.board import certainty, surest
-from decoders.row import Decoder, Knob
-from model import visible
-from plumbing.fast import attention_for
+from decoders.board import top_cells
+from decoders.spec import Decoder, Param
+from model import attention_for, visible
 
 
 class Cache:
-    """The keys and values of every position of every sample, as of when it was last computed."""
+    """The keys and values of every position of every sample, from when it was last computed."""
 
     def __init__(self, board):
         self.board = board
         self.kv = None  # (layers, 2, B, H, S, D/H)
 
-    def look(self, fresh):
-        """As board.look(), but of the unfinished samples only the cells in `fresh` are computed.
+    def forward(self, fresh):
+        """board.forward() that computes only the cells in `fresh` -> logits (B, A, K), right there.
 
-        fresh (B, A) bool, all cells unknown now among them; None: every position, prompt included.
-        -> logits (B, A, K), right where fresh.
+        fresh (B, A) bool contains all unknown cells; None: every position, prompt included.
         """
         board, task = self.board, self.board.task
         rows = board.unfinished()
-        compute = torch.ones_like(board.tokens, dtype=torch.bool)  # (B, S)
-        if fresh is not None:
-            compute = torch.cat([torch.zeros_like(compute[:, :task.P]), fresh], dim=1)
-        compute = compute[rows]
-        board.pay(rows, compute.sum(dim=1))
-        # The computed positions first; a row that has fewer repeats its first, which is harmless.
+        every = torch.ones_like(board.tokens, dtype=torch.bool)  # (B, S)
+        compute = (every if fresh is None else F.pad(fresh, (task.P, 0)))[rows]  # (R, S)
+        board.charge(rows, compute.sum(dim=1))
+        # The computed positions come first; a row that has fewer repeats its first one.
         where = (~compute).long().argsort(dim=1, stable=True)[:, :int(compute.sum(dim=1).max())]
         where = where.where(compute.gather(1, where), where[:, :1])  # (R, C)
-        seen = self.forward(board.tokens[rows], where, rows)  # (R, C, K)
-        logits = seen.new_zeros(len(board.tokens), task.S, task.K)
-        logits[rows.unsqueeze(1), where] = seen
+        predicted = self.predict(board.tokens[rows], where, rows)  # (R, C, K)
+        logits = predicted.new_zeros(len(board.tokens), task.S, task.K)
+        logits[rows.unsqueeze(1), where] = predicted
         return logits[:, task.P:]
 
-    def forward(self, tokens, where, rows):
-        """model.forward at positions where (R, C) of tokens (R, S), which see all S."""
+    def predict(self, tokens, where, rows):
+        """model.forward at positions where (R, C) of tokens (R, S); they see all S positions."""
         board, task, model = self.board, self.board.task, self.board.model
         layers, (R, C) = [*model.blocks] * model.loops, where.shape
         x = model.token(tokens.gather(1, where)) + model.position(where)  # (R, C, D)
@@ -70,56 +66,52 @@ class Cache:
         return model.read(x).float()  # (R, C, K)
 
 
+def one_by_one(board, refresh, block=1, delayed=True):
+    """plain at k = 1 with a cache: a pass computes the cells in `active`, see dkv and freecache."""
+    cache, before, passes = Cache(board), board.unknown, 0  # before: unknown one pass ago
+    while board.unknown.any():
+        if passes % block == 0:
+            active = before if delayed else board.unknown
+        logits = cache.forward(None if passes % refresh == 0 else active)  # (B, A, K)
+        before, passes = board.unknown, passes + 1
+        confidence = logits.softmax(dim=-1).amax(dim=-1)
+        cells = top_cells(confidence, board.unknown, 1)
+        board.commit(cells, board.sample(logits), confidence)
+        yield logits  # for logit_errors
+
+
 def dkv(board, refresh=8, cache="delayed"):
     """dKV-Cache-Decode (arXiv 2505.15781): a token is computed once more after it is committed.
 
-    delayed: a pass computes what was unknown one pass before, so it caches keys and values of the
-    committed token; immediate: what is unknown now, so it keeps those of its MASK (the control).
-    refresh = N: all positions anew every N passes. Ends after A passes.
+    delayed: a pass computes the cells that were unknown one pass before, so it caches the keys and
+    values of the committed token. immediate: the cells unknown now, so it keeps those of MASK (the
+    control). refresh = N: everything is recomputed every N passes. Ends after A passes.
     """
-    kv, before, passes = Cache(board), None, 0
-    while board.unknown.any():
-        fresh = before if cache == "delayed" else board.unknown
-        logits = kv.look(None if passes % refresh == 0 else fresh)  # (B, A, K)
-        before, passes = board.unknown, passes + 1
-        probs = logits.softmax(dim=-1)
-        cells = surest(certainty(probs, "confidence"), board.unknown, 1)
-        board.commit(cells, board.draw(logits), probs.amax(dim=-1))
-        yield logits  # for logit_errors
+    return one_by_one(board, refresh, delayed=cache == "delayed")
 
 
 def freecache(board, refresh=32, block=8):
-    """FreeCache (arXiv 2505.21467, abstract and notes only): the prompt and early cells are frozen.
+    """FreeCache (arXiv 2505.21467, abstract and notes only): prompt and early cells are frozen.
 
-    A pass computes the cells that were unknown one pass before its block of `block` passes began:
-    what is given, and what earlier blocks have found, is frozen, but as a symbol and not as a MASK.
-    block = 1 is dkv. refresh: all positions anew every N passes. Ends after A passes. Not here:
-    the paper's guide, an autoregressive model that reads the proposal and unmasks what both say.
-    That needs a second checkpoint, and one that can see the givens.
+    A pass computes the cells that were unknown one pass before its block of `block` passes began;
+    givens and cells found in earlier blocks are frozen, with their symbols. block = 1 is dkv.
+    Not implemented: the paper's guide, an autoregressive model that reads the proposal and unmasks
+    where both agree; it needs a second checkpoint that can see the givens.
     """
-    kv, before, passes = Cache(board), board.unknown, 0
-    while board.unknown.any():
-        if passes % block == 0:
-            active = before
-        logits = kv.look(None if passes % refresh == 0 else active)  # (B, A, K)
-        before, passes = board.unknown, passes + 1
-        probs = logits.softmax(dim=-1)
-        cells = surest(certainty(probs, "confidence"), board.unknown, 1)
-        board.commit(cells, board.draw(logits), probs.amax(dim=-1))
-        yield logits  # for logit_errors
+    return one_by_one(board, refresh, block)
 
 
 @torch.no_grad()
 def logit_errors(board, decoder):
-    """How far the cache is off: dkv(board, ...) or freecache(board, ...) -> list of floats.
+    """The error of the cache: dkv(board, ...) or freecache(board, ...) -> a float for each pass.
 
-    One a pass: the largest |logit with cache - logit without| at an unknown cell of any sample, in
-    the states that the decoder itself goes through. (The passes without are on the board's bill.)
+    It is the largest |logit with cache - logit without| at an unknown cell of any sample. (The
+    passes without a cache are charged to the board as well.)
     """
     errors, rows = [], torch.arange(len(board.tokens), device=board.tokens.device)
     tokens, unknown = board.tokens.clone(), board.unknown
     for logits in decoder:
-        exact = board.forward(tokens, rows)  # (B, A, K)
+        exact = board.predict(tokens, rows)  # (B, A, K)
         errors.append((logits - exact)[unknown].abs().max().item())
         tokens, unknown = board.tokens.clone(), board.unknown
     return errors
@@ -128,12 +120,11 @@ def logit_errors(board, decoder):
 DECODERS = {
     "dkv": Decoder(
         dkv, "2505.15781", "compute what was unknown one pass before; the rest every N passes",
-        {"refresh": Knob(8, 1, 1000), "cache": Knob("delayed", ("delayed", "immediate"))},
+        {"refresh": Param(8, 1, 1000), "cache": Param("delayed", ("delayed", "immediate"))},
         null={"refresh": 1}, sweep=(2, 4, 8, 1000), needs_network=True,
         source="the paper's, for the low-confidence order"),
     "freecache": Decoder(
         freecache, "2505.21467", "compute what was unknown before the block of passes began",
-        {"refresh": Knob(32, 1, 1000), "block": Knob(8, 1, 1000)},
-        null={"refresh": 1}, sweep=(8, 32), needs_network=True,
-        source="ours: the paper's are not verified"),
+        {"refresh": Param(32, 1, 1000), "block": Param(8, 1, 1000)}, null={"refresh": 1},
+        sweep=(8, 32), needs_network=True, source="ours: the paper's are not verified"),
 }

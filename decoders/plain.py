@@ -1,9 +1,9 @@
-"""The plain decoder: the k surest cells of every pass. What every other file here diffs against.
+"""The plain decoder: commit the k most confident cells of every pass. All others diff against it.
 
     B samples   A cells   K symbols   k cells per pass
 """
-from decoders.board import certainty, surest
-from decoders.row import Decoder, Knob
+from decoders.board import certainty, top_cells
+from decoders.spec import Decoder, Param
 
 
 def plain(board, k=1, order="confidence"):
@@ -12,18 +12,18 @@ def plain(board, k=1, order="confidence"):
     commit the k unknown cells of largest certainty; random: any k
     """
     while board.unknown.any():
-        logits = board.look()  # (B, A, K)
+        logits = board.forward()  # (B, A, K)
         probs = logits.softmax(dim=-1)
         score = board.noise() if order == "random" else certainty(probs, order)  # (B, A)
-        cells = surest(score, board.unknown, k)  # <- the line that a paper changes
-        board.commit(cells, board.draw(logits), probs.amax(dim=-1))
+        cells = top_cells(score, board.unknown, k)  # <- the line that a paper changes
+        board.commit(cells, board.sample(logits), probs.amax(dim=-1))
         yield
 
 
 DECODERS = {
     "plain": Decoder(
         plain, "2502.09992", "the k of largest max p",
-        {"k": Knob(1, 1, 256), "order": Knob("confidence", ("confidence", "margin", "entropy",
-                                                            "random"))},
+        {"k": Param(1, 1, 256),
+         "order": Param("confidence", ("confidence", "margin", "entropy", "random"))},
         null={}, sweep=(1, 2, 3, 4, 8), source="LLaDA: one cell per pass"),
 }

@@ -1,41 +1,37 @@
-"""decoders/early_exit.py: the pass at which each rule fills the rest, worked out by hand."""
+"""Prophet and SchED: the pass at which each rule fills the rest, worked out by hand."""
 import pytest
 import torch
-from conftest import empty, keys_for, random_model, task_config
+from boards import BOARDS, board_of, generator, play
+from conftest import empty, keys_for, random_model
 
-import decoders
-from data import make_task
-from decoders.board import Board
+from decoders import DECODERS
 from decoders.early_exit import NEVER, calibrate, gap
-
-TASK = make_task(task_config())
 
 
 class Gaps:
     """A 'model' with given gaps (A,) at unknown cells, and `known` at the others.
 
-    flip: its likeliest symbol is another one in every second pass.
+    flip: its most likely symbol is another one in every second pass.
     """
 
     def __init__(self, gaps, known=0.0, flip=False):
         self.gaps, self.known, self.flip, self.calls = torch.as_tensor(gaps), known, flip, 0
 
     def __call__(self, tokens, positions, rank=None):
-        unknown = tokens[:, 1:] == TASK.MASK
+        unknown = tokens[:, 1:] == BOARDS.MASK
         best = self.calls % 2 if self.flip else 1
         self.calls += 1
-        logits = torch.zeros(*unknown.shape, TASK.K)
+        logits = torch.zeros(*unknown.shape, BOARDS.K)
         logits[..., best] = torch.where(unknown, self.gaps, self.known)
         return torch.nn.functional.pad(logits, (0, 0, 1, 0))
 
 
-def passes(name, model, given=0, scale=1.0, **knobs):
+def passes(name, model, given=0, scale=1.0, **params):
     """On a board of 16 cells, the first `given` of them known -> forward passes until it is full"""
-    start = empty(TASK, 1)
+    start = empty(BOARDS, 1)
     start[:, 1:1 + given] = 0
-    board = Board(model, TASK, lambda turn: None, start, keys_for(start))
-    for _ in decoders.DECODERS[name].decode(board, scale, **knobs):
-        pass
+    board = board_of(model, start, BOARDS)
+    play(board, DECODERS[name].decode(board, scale, **params))
     return int(board.nfe)
 
 
@@ -44,7 +40,7 @@ def test_gap():
 
 
 def test_prophet_exits_by_thirds():
-    """6 of 16 is the first share of at least 0.33, 11 of 16 the first of 0.67."""
+    """6 of 16 is the first fraction of at least 0.33, 11 of 16 the first of 0.67."""
     for g, expected in ((8.0, 1), (6.0, 7), (3.0, 12), (2.0, 16)):
         assert passes("prophet", Gaps(g)) == expected
     assert passes("prophet", Gaps(3.0), scale=0.4) == 1  # 0.4 * 7.5 = 3
@@ -67,16 +63,13 @@ def test_sched_exits_by_its_schedule(schedule, g, found):
     assert passes("sched", Gaps(g), schedule=schedule) == found + 1
 
 
-def test_sched_counts_the_cells_to_be_found():
+def test_sched_counts_the_cells_to_be_found_and_has_a_low_end():
     assert passes("sched", Gaps(5.1), given=8) == 5  # 4 of 8 is the first t of 0.48
-
-
-def test_sched_low():
     assert passes("sched", Gaps(2.0)) == 16
     assert passes("sched", Gaps(2.0), low=0.0) == 13  # 7.5 (1 - t) at t = 12 / 16 is 1.875
 
 
-def test_one_unsure_cell():
+def test_one_uncertain_cell():
     """Mean and median do not see it; the least gap does, and it is the last to be committed."""
     gaps = torch.full((16,), 10.0)
     gaps[5] = 0.1
@@ -89,32 +82,26 @@ def test_one_unsure_cell():
 
 def test_stability():
     """Without the clause a first guess may do; with it a model that wavers never exits."""
-    assert passes("sched", Gaps(8.0), stable="no") == 1
-    assert passes("sched", Gaps(8.0)) == 2
-    assert passes("sched", Gaps(8.0, flip=True), stable="no") == 1
-    assert passes("sched", Gaps(8.0, flip=True)) == 16
+    for flip, stable, expected in ((False, "no", 1), (False, "yes", 2), (True, "no", 1),
+                                   (True, "yes", 16)):
+        assert passes("sched", Gaps(8.0, flip=flip), stable=stable) == expected
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", ("prophet", "sched"))
 def test_calibrate_finds_the_smallest_scale_that_changes_nothing(name):
-    start = empty(TASK, 24)
-    start[:, 1:] = torch.where(torch.rand(24, 16, generator=torch.Generator().manual_seed(0)) < 0.3,
-                               0, start[:, 1:])
-    model, keys, scales = random_model(TASK), keys_for(start), (0.01, 0.05, 0.1, 0.15, 0.2, 0.5)
+    start, decode = empty(BOARDS, 24), DECODERS[name].decode
+    start[:, 1:] = torch.where(torch.rand(24, 16, generator=generator()) < 0.3, 0, start[:, 1:])
+    model, keys, scales = random_model(BOARDS), keys_for(start), (0.01, 0.05, 0.1, 0.15, 0.2, 0.5)
+
+    def fresh():
+        return board_of(model, start, BOARDS, keys=keys)
 
     def answers(scale):
-        board = Board(model, TASK, lambda turn: None, start, keys)
-        for _ in decoders.DECODERS[name].decode(board, scale):
-            pass
+        play(board := fresh(), decode(board, scale))
         return board.symbols
 
-    with torch.no_grad():
-        share = {s: (answers(s) == answers(NEVER)).all(dim=1).double().mean() for s in scales}
-        found = calibrate(decoders.DECODERS[name].decode,
-                          lambda: Board(model, TASK, lambda turn: None, start, keys),
-                          reversed(scales), share=0.8)
-        never = calibrate(decoders.DECODERS[name].decode,
-                          lambda: Board(model, TASK, lambda turn: None, start, keys),
-                          scales[:1], share=0.8)
-    assert found == min(s for s in scales if share[s] >= 0.8) and scales[0] < found
-    assert never == NEVER
+    same = {s: (answers(s) == answers(NEVER)).all(dim=1).double().mean() for s in scales}
+    found = calibrate(decode, fresh, reversed(scales), fraction=0.8)
+    assert found == min(s for s in scales if same[s] >= 0.8) and scales[0] < found
+    assert calibrate(decode, fresh, scales[:1], fraction=0.8) == NEVER

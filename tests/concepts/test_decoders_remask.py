@@ -1,31 +1,20 @@
-"""What makes each of decoders/remask.py itself: what is undone, when, and what a shadow may know.
+"""What makes each decoder of remask.py and recheck.py itself: what is undone, when, and shadows.
 
     B samples   A cells   K symbols   m cells to find
 """
 import pytest
 import torch
-from conftest import ToyTask, empty, keys_for, random_model, task_config
+from boards import ANSWERS, BLANKS, COUNT, PUZZLES, START, TOY, Opinions, board_of, params_of, play
+from conftest import ToyTask, empty, random_model
 
 import decoders
-from data import make_task
-from decoders.board import Board
-from decoders.remask import VIEWS, believe, committed, probes, remdm, shadows
+from decoders.belief import VIEWS, believe, probes, shadows
+from decoders.remask import committed, remdm
 from objectives import OBJECTIVES
 
-# those that undo, each with knobs at which it does so without luck
-UNDOING = {"rcr": {}, "remdm": {"eta": 1.0}, "p2": {}, "saber": {},
-           "wino": {"tau1": 0.6}}
-SCHEDULED = ("rcr", "remdm", "p2")  # a fixed number of passes
-
-
-class Fixed:
-    """A 'model' that thinks the same of a cell whatever it sees: probs (A, K)."""
-
-    def __init__(self, probs):
-        self.logits = torch.nn.functional.pad(probs.log(), (0, 0, 1, 0))  # (1 + A, K)
-
-    def __call__(self, tokens, positions, rank=None, cache=None):
-        return self.logits[positions.expand_as(tokens)]
+# those that undo, each with parameters with which it does so without luck
+UNDOING = {"rcr": {}, "remdm": {"eta": 1.0}, "p2": {}, "saber": {}, "wino": {"tau1": 0.6}}
+M = TOY.MASK  # 2
 
 
 class Toy(ToyTask):
@@ -36,240 +25,204 @@ class Toy(ToyTask):
 
 
 def toy_board(*probs, copies=1):
-    """The model gives symbol 0 of each cell that probability."""
+    """The model gives symbol 0 of each cell that probability, whatever it sees."""
     p, task = torch.tensor(probs).unsqueeze(1), Toy(len(probs))
-    start = empty(task, copies)
-    return Board(Fixed(torch.cat([p, 1 - p], dim=1)), task, OBJECTIVES["mdm"].ranks, start,
-                 keys_for(start))
+    return board_of(Opinions(torch.cat([p, 1 - p], dim=1).log()), empty(task, copies), task)
 
 
-def decode(board, name, **knobs):
-    """Run a decoder on a board -> its steps: the symbols (B, A) after each."""
-    row, history = decoders.DECODERS[name], [board.symbols.clone()]
-    knobs = {k: knob.default for k, knob in row.knobs.items()} | knobs
-    with torch.no_grad():
-        for _ in row.decode(board, **knobs):
-            history.append(board.symbols.clone())
-            assert len(history) < 50, f"{name} does not end"
-    return history
-
-
-@pytest.fixture(scope="module")
-def puzzles(data_dir):
-    task = make_task(task_config("sudoku", data_dir=data_dir))
-    start, answers = task.test_set(12)
-    return task, start, answers
-
-
-def board_of(puzzles, seed=0, depth=2, objective="mdm", temperature=0.0):
-    task, start, _ = puzzles
-    model = random_model(task, seed=seed, depth=depth)
-    return Board(model, task, OBJECTIVES[objective].ranks, start, keys_for(start), temperature)
-
-
-def half_filled(puzzles, **kw):
-    """Some blanks of each puzzle filled with symbols, another number in each."""
-    board = board_of(puzzles, **kw)
-    task = board.task
-    number = torch.arange(task.A)
-    cells = (number * 7 + torch.arange(len(board.tokens)).unsqueeze(1)) % 3 == 0  # (B, A)
-    symbols = (number % task.K).expand(cells.shape)
-    board.commit(cells, symbols, torch.full(cells.shape, 0.5))
+def begun(board, cells, symbols, confidence):
+    """The board after a commit of those cells: lists, or one value for all; of every sample."""
+    def row(values):
+        values = values if isinstance(values, list) else [values] * board.task.A
+        return torch.tensor(values).expand(len(board.tokens), -1)
+    board.commit(torch.isin(torch.arange(board.task.A), torch.tensor(cells)).expand_as(board.given),
+                 row(symbols), row(confidence).float())
     return board
 
 
-# -- undoing --
+def decode(board, name, **params):
+    """Run a decoder on a board -> the symbols (B, A), before it and after each step."""
+    before, P = board.symbols.clone(), board.task.P
+    loop = decoders.DECODERS[name].decode(board, **params_of(name, **params).decoder_params)
+    return [before, *(tokens[:, P:] for tokens in play(board, loop))]
 
 
-@pytest.mark.parametrize("name, knobs", [*UNDOING.items(), *(
+def puzzle_board(seed=0, depth=2, objective="mdm", temperature=0.0):
+    model = random_model(PUZZLES, seed=seed, depth=depth)
+    return board_of(model, ranks=OBJECTIVES[objective].ranks, temperature=temperature)
+
+
+def half_filled(**kw):
+    """Some blanks of each puzzle filled with symbols, another number in each."""
+    board, number = puzzle_board(**kw), torch.arange(PUZZLES.A)
+    cells = (number * 7 + torch.arange(len(START)).unsqueeze(1)) % 3 == 0  # (B, A)
+    board.commit(cells, (number % PUZZLES.K).expand_as(cells), torch.full(cells.shape, 0.5))
+    return board
+
+
+@pytest.mark.parametrize("name, params", [*UNDOING.items(), *(
     (name, {"view": view}) for name in ("p2", "saber", "wino") for view in VIEWS)])
-def test_a_planted_wrong_cell_is_undone(name, knobs, puzzles):
+def test_a_planted_wrong_cell_is_undone(name, params):
     """A model that knows the answer, and a wrong cell: mended here, kept by plain and at null."""
-    task, start, answers = puzzles[0], puzzles[1][:1], puzzles[2][:1]
-    knows = Fixed(torch.nn.functional.one_hot(answers[0], task.K) * 0.99 + 0.0025)
-    cell = task.blanks(start).long().argmax()
-    wrong = answers.clone()
-    wrong[0, cell] = (answers[0, cell] + 1) % task.K
+    knows = Opinions((torch.nn.functional.one_hot(ANSWERS[0], 4) * 0.99 + 0.0025).log())
+    cell = int(BLANKS[0].long().argmax())
+    wrong = ANSWERS[0].clone()
+    wrong[cell] = (wrong[cell] + 1) % PUZZLES.K
+    # little confidence for those that read it; saber reads how far the probability fell
+    confidence = 1.0 if name == "saber" else 0.3
 
-    def solve(name, knobs):
-        board = Board(knows, task, OBJECTIVES["mdm"].ranks, start, keys_for(start))
-        # little confidence for those that look at it; saber looks at how far the belief fell
-        sure = torch.full(wrong.shape, 1.0 if name == "saber" else 0.3)
-        board.commit(torch.arange(task.A) == cell, wrong, sure)
-        decode(board, name, **knobs)
+    def solve(name, params):
+        board = begun(board_of(knows, START[:1]), [cell], wrong.tolist(), confidence)
+        decode(board, name, **params)
         return board
 
-    board = solve(name, knobs)
-    assert torch.equal(board.symbols, answers) and board.undone.item() >= 1
+    board = solve(name, params)
+    assert torch.equal(board.symbols, ANSWERS[:1]) and board.undone.item() >= 1
     for kept in (solve("plain", {}), solve(name, decoders.DECODERS[name].null)):
-        assert kept.symbols[0, cell] == wrong[0, cell] and kept.undone.item() == 0
+        assert kept.symbols[0, cell] == wrong[cell] and kept.undone.item() == 0
 
 
 @pytest.mark.parametrize("name", UNDOING)
-def test_every_undo_is_counted_and_it_ends_in_time(name, puzzles):
+def test_every_undo_is_counted_and_it_ends_in_time(name):
     """A model that knows nothing: cells seen to vanish are the cells counted; m passes at most."""
-    board = board_of(puzzles, seed=5, temperature=1.0)
-    m = (~board.given).sum(dim=1)
-    history = decode(board, name, **UNDOING[name])
-    MASK, vanished = board.task.MASK, 0
+    board = puzzle_board(seed=5, temperature=1.0)
+    history, MASK, vanished = decode(board, name, **UNDOING[name]), PUZZLES.MASK, 0
     for before, after in zip(history, history[1:], strict=False):
         assert ((before == after) | (before == MASK) | (after == MASK)).all()  # never overwritten
         vanished = vanished + ((before != MASK) & (after == MASK)).sum(dim=1)
     assert torch.equal(vanished, board.undone) and vanished.sum() > 0
-    assert (board.nfe <= m).all()
+    assert (board.nfe <= COUNT).all()
 
 
-@pytest.mark.parametrize("name", SCHEDULED)
+@pytest.mark.parametrize("name", ("rcr", "remdm", "p2"))
 @pytest.mark.parametrize("passes", (1, 3, 5, 512))
-def test_the_schedule(name, passes, puzzles):
+def test_the_schedule(name, passes):
     """After pass t of T = min(passes, m) exactly ceil(t m / T) are known, whatever was undone."""
-    board = board_of(puzzles, seed=5)
-    m = (~board.given).sum(dim=1)
-    T = m.clamp(max=passes)
+    board, T = puzzle_board(seed=5), COUNT.clamp(max=passes)
     history = decode(board, name, passes=passes, **UNDOING[name])
     assert torch.equal(board.nfe, T)
     for t, symbols in enumerate(history):
-        known = ((symbols != board.task.MASK) & ~board.given).sum(dim=1)
-        assert torch.equal(known, torch.minimum((t * m / T).ceil().long(), m))
+        known = ((symbols != PUZZLES.MASK) & BLANKS).sum(dim=1)
+        assert torch.equal(known, torch.minimum((t * COUNT / T).ceil().long(), COUNT))
 
 
-# -- the rules, by hand --
-
-
-def test_rcr_remembers_how_sure_it_was():
-    """What stands with 0.65 yields to an unknown 0.7, what stands with 0.75 does not."""
-    for sure, undone in ((0.65, 1), (0.75, 0)):
-        board = toy_board(0.7, 0.6, 0.55, 0.5)
-        board.commit(torch.tensor([[False, False, False, True]]), torch.ones(1, 4).long(),
-                     torch.full((1, 4), sure))
-        assert decode(board, "rcr", passes=512)[1].tolist() == [[0, 2, 2, 2] if undone
-                                                                else [2, 2, 2, 1]]
-        assert board.undone.item() == undone
+@pytest.mark.parametrize("confidence, first", ((0.65, [0, M, M, M]), (0.75, [M, M, M, 1])))
+def test_rcr_remembers_its_confidence(confidence, first):
+    """A cell committed with 0.65 yields to an unknown 0.7, one with 0.75 does not."""
+    board = begun(toy_board(0.7, 0.6, 0.55, 0.5), [3], 1, confidence)
+    assert decode(board, "rcr", passes=512)[1].tolist() == [first]
+    assert board.undone.item() == (confidence < 0.7)
 
 
 @pytest.mark.parametrize("name", ("rcr", "p2"))
-def test_of_equals_what_stands_stays(name):
+def test_ties_favour_the_committed_cell(name):
     """In fp32 many cells have p = 1 exactly; the first of them must not push out the last."""
-    board = toy_board(1.0, 1.0, 1.0, 1.0)
-    board.commit(torch.arange(4) == 3, torch.zeros(1, 4).long(), torch.ones(1, 4))
-    assert decode(board, name, passes=512)[1].tolist() == [[2, 2, 2, 0]]
+    board = begun(toy_board(1.0, 1.0, 1.0, 1.0), [3], 0, 1.0)
+    assert decode(board, name, passes=512)[1].tolist() == [[M, M, M, 0]]
     assert board.undone.item() == 0
 
 
-def test_p2_weighs_what_stands_with_eta():
+def test_p2_weighs_committed_cells_with_eta():
     """Of p = .9, .8, .7, .6 with eta = 3: at three cells 0.8 ** 3 is less than 0.6."""
     board = toy_board(0.9, 0.8, 0.7, 0.6)
     history = decode(board, "p2", eta=3.0, view="visible")
-    assert history[2].tolist() == [[0, 0, 2, 2]] and history[3].tolist() == [[0, 2, 0, 0]]
+    assert history[2].tolist() == [[0, 0, M, M]] and history[3].tolist() == [[0, M, 0, 0]]
     assert board.undone.item() == 1
 
 
 def test_remdm_loses_eta_cells_in_a_pass():
     """sigma of them in each pass: eta, until (1 - alpha_s) / alpha_t = (99 - n) / n is less."""
     board = toy_board(*[0.5] * 100, copies=40)
-    for _ in remdm(board, eta=0.5):
-        pass
+    play(board, remdm(board, eta=0.5))
     expected = sum(min(0.5, (99 - n) / n) for n in range(1, 100))
     assert abs(board.undone.float().mean().item() - expected) < 3  # standard error 0.9
 
 
-def test_remdm_loses_what_was_least_sure():
+def test_remdm_loses_what_had_least_confidence():
     """Of two cells, one of confidence 1 and one of 0: exp(1) times as often the second."""
-    board = toy_board(*[0.5] * 8, copies=4000)
-    board.commit(torch.arange(8) < 2, torch.zeros(4000, 8).long(),
-                 torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0]).expand(4000, 8))
+    board = begun(toy_board(*[0.5] * 8, copies=4000), [0, 1], 0, [1.0, 0, 0, 0, 0, 0, 0, 0])
     next(remdm(board, eta=1.0))
-    gone = (board.symbols == board.task.MASK).float().mean(dim=0)
+    gone = (board.symbols == M).float().mean(dim=0)
     assert abs(gone[0] - 0.269) < 0.03 and abs(gone[1] - 0.731) < 0.03  # softmax(-1, 0)
 
 
-def test_saber_commits_what_is_surer_than_the_mean_of_the_committed():
-    for lift, first in ((0.0, [0, 0, 0, 0]), (0.5, [0, 2, 2, 0]), (1.0, [0, 2, 2, 0])):
-        board = toy_board(0.9, 0.8, 0.7, 0.6)
-        board.commit(torch.tensor([[False, False, False, True]]), torch.zeros(1, 4).long(),
-                     torch.full((1, 4), 0.65))
-        assert decode(board, "saber", n=1, lift=lift)[1].tolist() == [first]
+@pytest.mark.parametrize("lift, first", ((0.0, [0] * 4), (0.5, [0, M, M, 0]), (1.0, [0, M, M, 0])))
+def test_saber_commits_what_exceeds_the_mean_of_the_committed(lift, first):
+    board = begun(toy_board(0.9, 0.8, 0.7, 0.6), [3], 0, 0.65)
+    assert decode(board, "saber", n=1, lift=lift)[1].tolist() == [first]
 
 
 def test_saber_undoes_what_fell_most():
     """Falls of 0, 0.3, 0.4: the last goes, and it alone, for two are new. Then nothing falls: the
     first of equals goes."""
-    board = toy_board(0.6, 0.7, 0.6, 0.9, 0.85, 0.7, 0.6)
-    board.commit(torch.arange(7) < 3, torch.tensor([[0, 1, 0, 0, 0, 0, 0]]),
-                 torch.tensor([[0.6, 0.6, 1.0, 0, 0, 0, 0]]))
+    board = begun(toy_board(0.6, 0.7, 0.6, 0.9, 0.85, 0.7, 0.6), [0, 1, 2],
+                  [0, 1, 0, 0, 0, 0, 0], [0.6, 0.6, 1.0, 0, 0, 0, 0])
     history = decode(board, "saber", mu=1)
-    assert history[1].tolist() == [[0, 1, 2, 0, 0, 2, 2]]
-    assert history[2].tolist() == [[2, 1, 0, 0, 0, 0, 2]]
+    assert history[1].tolist() == [[0, 1, M, 0, 0, M, M]]
+    assert history[2].tolist() == [[M, 1, 0, 0, 0, 0, M]]
 
 
-def test_wino_drafts_above_tau1_and_undoes_below_tau2():
+@pytest.mark.parametrize("tau1, tau2, undone, first", (
+    (0.75, 0.65, 1, [0, 0, M, M]), (0.75, 0.55, 0, [0, 0, M, 0]), (0.85, 0.65, 0, [0, M, M, 0])))
+def test_wino_drafts_above_tau1_and_undoes_below_tau2(tau1, tau2, undone, first):
     """tau2 decides about 0.6; and a pass that drafts one cell undoes none."""
-    for tau1, tau2, undone, first in ((0.75, 0.65, 1, [0, 0, 2, 2]), (0.75, 0.55, 0, [0, 0, 2, 0]),
-                                      (0.85, 0.65, 0, [0, 2, 2, 0])):
-        board = toy_board(0.9, 0.8, 0.7, 0.6)
-        board.commit(torch.tensor([[False, False, False, True]]), torch.zeros(1, 4).long(),
-                     torch.ones(1, 4))
-        history = decode(board, "wino", tau1=tau1, tau2=tau2)
-        assert history[1].tolist() == [first] and board.undone.item() == undone
+    board = begun(toy_board(0.9, 0.8, 0.7, 0.6), [3], 0, 1.0)
+    assert decode(board, "wino", tau1=tau1, tau2=tau2)[1].tolist() == [first]
+    assert board.undone.item() == undone
 
 
 def test_wino_drafts_and_undoes_only_so_many():
-    """At most 0.7 of what is unknown; then fewer than were drafted, the least believed of them."""
+    """At most 0.7 of what is unknown; then fewer than were drafted, the least likely of them."""
     board = toy_board(*[0.95 - 0.04 * i for i in range(10)])
     history = decode(board, "wino", tau1=0.5, tau2=0.99)
-    assert history[1].tolist() == [[0] * 7 + [2] * 3]
-    assert history[2].tolist() == [[0] + [2] * 6 + [0] * 3]
+    assert history[1].tolist() == [[0] * 7 + [M] * 3]
+    assert history[2].tolist() == [[0] + [M] * 6 + [0] * 3]
 
 
-# -- shadows --
-
-
+@torch.no_grad()
 @pytest.mark.parametrize("objective", ("mdm", "sidm"))
-def test_at_depth_1_a_shadow_is_a_probe(objective, puzzles):
-    """One layer looks at embeddings, and the two differ in the twin's alone, which neither sees."""
-    board = half_filled(puzzles, depth=1, objective=objective)
-    cells = committed(board)
-    with torch.no_grad():
-        (logits, seen), (also, probed) = shadows(board, cells), probes(board, cells)
-    assert torch.allclose(seen[cells], probed[cells], atol=1e-4) and cells.sum() > 20
-    unknown = board.unknown
+def test_at_depth_1_a_shadow_is_a_probe(objective):
+    """One layer sees embeddings, and the two differ in the twin's alone, which neither sees."""
+    board = half_filled(depth=1, objective=objective)
+    cells, unknown = committed(board), board.unknown
+    (logits, shadow), (also, probe) = shadows(board, cells), probes(board, cells)
+    assert torch.allclose(shadow[cells], probe[cells], atol=1e-4) and cells.sum() > 20
     assert torch.allclose(logits[unknown], also[unknown], atol=1e-4)
 
 
-def test_a_shadow_leaks_through_two_hops(puzzles):
-    """Another symbol in a cell: its own shadow sees nothing of it at depth 1, hearsay at depth 2.
+@torch.no_grad()
+@pytest.mark.parametrize("depth, leaks", ((1, False), (2, True)))
+def test_a_shadow_leaks_through_two_hops(depth, leaks):
+    """Another symbol in a cell: its own shadow sees it at depth 2, through other cells, not at 1.
 
     The other shadows see it at any depth; a probe of the cell never does.
     """
-    for depth, hearsay in ((1, False), (2, True)):
-        board = half_filled(puzzles, depth=depth)
-        cells = committed(board)
-        mine = cells & (cells.cumsum(dim=1) == 1)  # the first committed cell of each sample
-        with torch.no_grad():
-            before, probed = shadows(board, cells)[1], probes(board, mine)[1]
-            board.symbols[mine] = (board.symbols[mine] + 1) % board.task.K
-            after, again = shadows(board, cells)[1], probes(board, mine)[1]
-        moved = (after - before).abs().amax(dim=2) > 1e-4
-        assert moved[mine].all() == hearsay and moved[mine].any() == hearsay
-        assert moved[cells & ~mine].all()
-        assert torch.allclose(probed[mine], again[mine], atol=1e-5)
+    board = half_filled(depth=depth)
+    cells = committed(board)
+    mine = cells & (cells.cumsum(dim=1) == 1)  # the first committed cell of each sample
+    before, probe = shadows(board, cells)[1], probes(board, mine)[1]
+    board.symbols[mine] = (board.symbols[mine] + 1) % PUZZLES.K
+    moved = (shadows(board, cells)[1] - before).abs().amax(dim=2) > 1e-4
+    assert moved[mine].all() == leaks and moved[mine].any() == leaks
+    assert moved[cells & ~mine].all()
+    assert torch.allclose(probe[mine], probes(board, mine)[1][mine], atol=1e-5)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("objective", ("mdm", "sidm"))
-def test_nobody_sees_a_shadow(objective, puzzles):
-    board = half_filled(puzzles, objective=objective)
-    with torch.no_grad():
-        looked, shadowed = board.look(), shadows(board, committed(board))[0]
-    assert torch.allclose(looked, shadowed, atol=1e-4)
+def test_nothing_sees_a_shadow(objective):
+    board = half_filled(objective=objective)
+    assert torch.allclose(board.forward(), shadows(board, committed(board))[0], atol=1e-4)
 
 
-def test_what_each_view_costs(puzzles):
-    """One pass on the clock each; pairs: nothing more, one for each committed cell, S for each."""
-    for view in VIEWS:
-        board = half_filled(puzzles)
-        count, S = committed(board).sum(dim=1), board.task.S
-        with torch.no_grad():
-            _, held = believe(board, view)
-        assert len(count.unique()) > 1 and (board.nfe == 1).all()
-        assert torch.equal(board.fed - S, {"visible": 0, "shadow": 1, "probe": S}[view] * count)
-        assert (held[~committed(board)] == 1).all() and (held[committed(board)] < 1).all()
+@torch.no_grad()
+@pytest.mark.parametrize("view", VIEWS)
+def test_what_each_view_costs(view):
+    """One pass each; pairs: nothing more, one for each committed cell, S for each."""
+    board = half_filled()
+    cells, S = committed(board), PUZZLES.S
+    _, held = believe(board, view)
+    count = cells.sum(dim=1)
+    assert len(count.unique()) > 1 and (board.nfe == 1).all()
+    assert torch.equal(board.pairs - S, {"visible": 0, "shadow": 1, "probe": S}[view] * count)
+    assert (held[~cells] == 1).all() and (held[cells] < 1).all()

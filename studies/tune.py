@@ -1,8 +1,8 @@
-"""Two losses that make the model itself decode well in few passes; what they tune is a copy.
+"""Two losses that make the model itself decode well in few passes; they train a copy of it.
 
     B samples   G copies of one sample   A cells   K symbols   N passes of a decode
 
-certainty   dParallel (arXiv 2509.26488): sharpen the guesses that are right already.
+certainty   dParallel (arXiv 2509.26488): sharpen the guesses that are already right.
 mdpo        MDPO (arXiv 2508.13148): reward every pass by how good its complete guess is.
 """
 import copy
@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from decoders.board import Board, surest
-from decoders.heads import centred, policy_loss, step_of
-from plumbing.randomness import sample_keys
+from decoders.board import Board, top_cells
+from noise import sample_keys
+from studies.heads import centred, policy_loss, step_of
 
 
 def predict(model, task, ranks, tokens):
-    """tokens (B, S) -> logits (B, A, K), as a Board sees them, but with gradients."""
+    """tokens (B, S) -> logits (B, A, K), as board.predict(), with gradients."""
     rows = torch.arange(len(tokens), device=tokens.device)
-    return Board(model, task, ranks, tokens, keys=None).forward(tokens, rows)
+    return Board(model, task, ranks, tokens, keys=None).predict(tokens, rows)
 
 
 def mean_over(values, cells):
@@ -27,52 +27,39 @@ def mean_over(values, cells):
     return (values * cells).sum(dim=1) / cells.sum(dim=1).clamp(min=1)
 
 
-def trained_copy(model):
-    """-> a copy that may be trained, and the original left as it is."""
-    return copy.deepcopy(model).requires_grad_(True)
+def certainty_loss(logits, answers, masked, beta=2.0, T=0.5):
+    """CE over the masked cells + beta * H(softmax(logits / T)) over those already guessed right.
 
-
-# --------------------------------------------------------------------------------------------------
-# dParallel
-
-
-def certainty_nats(logits, answers, hidden, beta=2.0, T=0.5):
-    """CE over the hidden cells + beta * H(softmax(logits / T)) over those guessed right already.
-
-    logits (B, A, K), answers (B, A), hidden (B, A) bool -> (B,) nats, each a mean over its cells.
-    beta 2 and T 0.5 are the paper's; beta = 0 is plain training. A wrong guess stays unsure.
+    logits (B, A, K), answers (B, A), masked (B, A) bool -> (B,) nats, each a mean over its cells.
+    beta 2 and T 0.5 are the paper's; beta = 0 is plain training. A wrong guess is not sharpened.
     """
     nll = F.cross_entropy(logits.transpose(1, 2), answers, reduction="none")  # (B, A)
-    right = hidden & (logits.argmax(dim=-1) == answers)
+    right = masked & (logits.argmax(dim=-1) == answers)
     log_probs = (logits / T).log_softmax(dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)  # (B, A)
-    return mean_over(nll, hidden) + beta * mean_over(entropy, right)
+    return mean_over(nll, masked) + beta * mean_over(entropy, right)
 
 
 def tune_certainty(model, task, ranks, start, answers, generator, beta=2.0, steps=60,
                    batch_size=32, lr=1e-4):
     """-> a tuned copy. start (B, S): training puzzles, answers (B, A): the model's own.
 
-    Half of the blanks are hidden, and in a second row the other half: the paper's complementary
-    masks. Its LoRA and lr 2e-5 are for 8B; here all weights and AdamW 1e-4. Whether it filters its
-    own answers is not verified; whoever calls this should give right ones (the rules can tell).
+    Half of the blanks are masked, and in a second row the other half: complementary masks. All
+    weights are trained, by AdamW at 1e-4; the paper's LoRA at 2e-5 is for 8B. Callers should give
+    right answers, by the rules (not verified: whether the paper does).
     """
-    tuned = trained_copy(model)
+    tuned = copy.deepcopy(model).requires_grad_(True)
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=lr, weight_decay=0.0)
     for _ in tqdm(range(steps), desc=f"certainty, beta {beta:g}", delay=2, leave=False):
         pick = torch.randint(len(start), (batch_size,), generator=generator, device=start.device)
         blanks, symbols = start[pick, task.P:] == task.MASK, answers[pick]
         half = torch.rand(blanks.shape, generator=generator, device=start.device) < 0.5
-        hidden = torch.cat([blanks & half, blanks & ~half])  # (2B, A)
-        cells = symbols.repeat(2, 1).masked_fill(hidden, task.MASK)
+        masked = torch.cat([blanks & half, blanks & ~half])  # (2B, A)
+        cells = symbols.repeat(2, 1).masked_fill(masked, task.MASK)
         tokens = torch.cat([start[pick, :task.P].repeat(2, 1), cells], dim=1)  # (2B, S)
         logits = predict(tuned, task, ranks, tokens)
-        step_of(optimizer, certainty_nats(logits, symbols.repeat(2, 1), hidden, beta).mean())
+        step_of(optimizer, certainty_loss(logits, symbols.repeat(2, 1), masked, beta).mean())
     return tuned.requires_grad_(False)
-
-
-# --------------------------------------------------------------------------------------------------
-# MDPO
 
 
 def step_advantages(rewards):
@@ -89,39 +76,39 @@ def step_advantages(rewards):
     return centred(raw, dim=1) / (raw.std(1, keepdim=True) + 1e-4)
 
 
-def mdpo_nats(log_prob, old, confidence, hidden, advantage, clip=0.2):
-    """-min(rho A, clip(rho, 1 -+ clip) A) * confidence, mean over the hidden cells -> (B,).
+def mdpo_loss(log_prob, old, confidence, masked, advantage, clip=0.2):
+    """-min(rho A, clip(rho, 1 -+ clip) A) * confidence, mean over the masked cells -> (B,).
 
-    log_prob, old: of the symbols that were guessed, (B, A); advantage (B,); no KL term.
+    log_prob, old (B, A): of the guessed symbols; advantage (B,); no KL term.
     """
-    change = (log_prob - old).masked_fill(~hidden, 0.0)
+    change = (log_prob - old).masked_fill(~masked, 0.0)
     loss = policy_loss(change, 0.0, advantage.unsqueeze(1), clip)  # (B, A)
-    return mean_over(loss * confidence, hidden)
+    return mean_over(loss * confidence, masked)
 
 
 @torch.no_grad()
 def guesses(model, task, ranks, start, answers, keys, passes, temperature):
-    """Decode in `passes` passes, and write each of them down -> tokens, hidden, guess, log_prob,
-    confidence, each (N, B, ...), and rewards (N, B): the share of the blanks guessed right.
+    """Decode in `passes` passes and record each of them -> tokens, masked, guess, log_prob,
+    confidence, each (N, B, ...), and rewards (N, B): the fraction of the blanks guessed right.
 
-    Every pass guesses all cells and commits the surest, blanks / passes of them, rounded up. The
-    paper asks whether the complete guess is right; a share says something on every board.
+    Every pass guesses all cells and commits the most confident ones, ceil(blanks / passes) of them.
+    The paper's reward is whether the complete guess is right, which most boards are not.
     """
     board, steps = Board(model, task, ranks, start, keys, temperature), []
     blanks = board.unknown
     k = -(-blanks.sum(dim=1) // passes)  # (B,)
     for _ in range(passes):
-        hidden, tokens = board.unknown, board.tokens.clone()
-        if not hidden.any():
+        masked, tokens = board.unknown, board.tokens.clone()
+        if not masked.any():
             break
-        logits = board.look()
-        guess = board.draw(logits).where(hidden, board.symbols)
+        logits = board.forward()
+        guess = board.sample(logits).where(masked, board.symbols)
         probs = logits.softmax(dim=-1)
-        of_guess = probs.gather(2, guess.clamp(max=task.K - 1).unsqueeze(2)).squeeze(2)
+        p_guess = probs.gather(2, guess.clamp(max=task.K - 1).unsqueeze(2)).squeeze(2)
         reward = mean_over((guess == answers).float(), blanks)
         confidence = probs.amax(dim=-1)
-        steps.append((tokens, hidden, guess, of_guess.log(), confidence, reward))
-        board.commit(surest(confidence, hidden, k), guess, confidence)
+        steps.append((tokens, masked, guess, p_guess.log(), confidence, reward))
+        board.commit(top_cells(confidence, masked, k), guess, confidence)
     return [torch.stack(part) for part in zip(*steps, strict=True)]
 
 
@@ -129,11 +116,11 @@ def tune_mdpo(model, task, ranks, start, answers, generator, updates=15, prompts
               trained=3, temperature=0.4, lr=1e-5, log=None):
     """-> a tuned copy. start (B, S): training puzzles, answers (B, A) for the rewards.
 
-    G 4, T 0.4, clip 0.2 and lr 1e-5: the paper's files. Of each copy's passes the `trained` with
-    the largest |A| are trained on, once. log: a list that receives the mean reward of the last
-    pass at each update. lr = 0 changes nothing.
+    G 4, T 0.4, clip 0.2 and lr 1e-5: the paper's files. The `trained` passes of each copy with the
+    largest |A| are trained on, once. log: a list that receives the mean reward of the last pass at
+    each update. lr = 0 changes nothing.
     """
-    tuned = trained_copy(model)
+    tuned = copy.deepcopy(model).requires_grad_(True)
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=lr, weight_decay=0.0)
     for update in tqdm(range(updates), desc="mdpo", delay=2, leave=False):
         pick = torch.randint(len(start), (prompts,), generator=generator, device=start.device)
@@ -142,14 +129,14 @@ def tune_mdpo(model, task, ranks, start, answers, generator, updates=15, prompts
         *seen, rewards = guesses(tuned, task, ranks, start[pick], answers[pick], keys, passes,
                                  temperature)
         A = step_advantages(rewards.view(len(rewards), G, prompts)).flatten(1)  # (N, G * prompts)
-        chosen = surest(A.abs().T, seen[1].any(dim=2).T & (A.T != 0), trained).T  # (N, G * prompts)
+        chosen = top_cells(A.abs().T, seen[1].any(dim=2).T & (A.T != 0), trained).T
         if log is not None:
             log.append(rewards[-1].mean().item())
         if not chosen.any():  # constant rewards teach nothing
             continue
-        tokens, hidden, guess, old, confidence = (part[chosen] for part in seen)
+        tokens, masked, guess, old, confidence = (part[chosen] for part in seen)
         log_probs = predict(tuned, task, ranks, tokens).log_softmax(dim=-1)
         symbols = guess.clamp(max=task.K - 1).unsqueeze(2)
         log_prob = log_probs.gather(2, symbols).squeeze(2)
-        step_of(optimizer, mdpo_nats(log_prob, old, confidence, hidden, A[chosen]).mean())
+        step_of(optimizer, mdpo_loss(log_prob, old, confidence, masked, A[chosen]).mean())
     return tuned.requires_grad_(False)

@@ -2,18 +2,16 @@
 
     B samples   A cells   K symbols   M members of the set: 288 boards of 4x4, 576 Latin squares
 
-    python -m decoders.exact              # a table in about a minute; --json FILE keeps it
+    python -m studies.exact               # a table in about a minute; --json FILE keeps it
 
-From empty boards, at T = 1, a perfect sampler draws every member equally often. The model makes no
-mistake here, so whatever a decoder gets wrong is its own: cells committed in one pass are drawn
-independently, though they are not. Reported: passes and pairs per board, members among the answers,
-the total variation between answers and the uniform distribution (beside that of as many true
-draws), and for the decoders of parallel.py the error of their passes in nats, with its bound.
+From empty boards, at T = 1, a perfect sampler makes every member equally often. The model makes no
+mistake, so every error is the decoder's own: cells of one pass are sampled as if independent.
+Reported: passes and pairs per board, members among the answers, the total variation distance to the
+uniform distribution (beside that of as many true samples), and for the decoders of parallel.py the
+error of their passes in nats, with its bound.
 """
 if __name__ == "__main__":
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)
-import json
-
 import torch
 from tqdm import tqdm
 
@@ -21,19 +19,15 @@ import decoders
 from config import PRESETS, Config
 from data import make_task
 from data.puzzles import all_boards_4x4
-from decoders import parallel, plain
-from objectives import Dials
-from plumbing.checkpoint import write_text
-from plumbing.cli import BadInput, Parser, end, number, path, run, say
-from plumbing.randomness import sample_keys
+from decoders import DECODERS, parallel, plain
+from noise import sample_keys
+from objectives import SamplingParams
+from plumbing.cli import BadInput, Parser, end, number, run, say
+from studies.common import add_json_flag, write_json
 
-LOG_ZERO = -30.0  # logit of what cannot be: never drawn, yet differences of logits stay finite
+LOG_ZERO = -30.0  # logit of an impossible symbol: never sampled, but differences stay finite
 BOUNDED = (*plain.DECODERS, *parallel.DECODERS)  # each pass commits from the product of marginals
 EXCESS = 1e-9  # nats: rounding of fp64
-
-
-# --------------------------------------------------------------------------------------------------
-# The truth
 
 
 def latin_squares():
@@ -46,7 +40,7 @@ def latin_squares():
 
 
 def fitting(symbols, support, K):
-    """Which members agree with what is known. symbols (B, A), K or more: unknown -> bool (B, M)."""
+    """Which members agree with the known cells. symbols (B, A), >= K: unknown -> bool (B, M)."""
     known = torch.nn.functional.one_hot(symbols.clamp(max=K), K + 1)[..., :K].float()  # (B, A, K)
     members = torch.nn.functional.one_hot(support, K).float()  # (M, A, K)
     return known.flatten(1) @ members.flatten(1).T == known.sum(dim=(1, 2))[:, None]
@@ -55,8 +49,8 @@ def fitting(symbols, support, K):
 class Conditionals:
     """A 'model' of the uniform distribution over support (M, A): logits log p(x_i | known cells).
 
-    A board that no member fits (after a wrong commit) is met with the uniform distribution over
-    symbols at every cell: such a sample is lost, unless its decoder undoes something.
+    For a board that no member fits (after a wrong commit) every cell is uniform over symbols: such
+    a sample is lost unless its decoder undoes something.
     """
 
     def __init__(self, task, support):
@@ -68,7 +62,7 @@ class Conditionals:
         task = self.task
         if tokens.shape[1] != task.S:
             raise ValueError(f"{tokens.shape[1]} positions instead of {task.S}: set needs_network "
-                             "in the row of this decoder")
+                             "in the spec of this decoder")
         fits = fitting(tokens[:, task.P:], self.support, task.K).float()  # (B, M)
         probs = fits @ self.members / fits.sum(dim=1, keepdim=True)  # (B, A K); nan: nothing fits
         logits = probs.log().clamp(min=LOG_ZERO).nan_to_num(0.0)
@@ -76,16 +70,13 @@ class Conditionals:
         return torch.nn.functional.pad(logits, (0, 0, task.P, 0))
 
 
-# --------------------------------------------------------------------------------------------------
-# What is measured
-
-
 def pass_error(before, after, support, K):
-    """The error of one pass, and its bound -> error (B,), bound (B,) in nats, fp64; nan: no board.
+    """The error of one pass, and its bound -> error (B,), bound (B,) in nats, fp64; nan: no member.
 
-    before, after (B, A): symbols, K or more where unknown. Of the cells committed in between, given
-    the known ones: KL(true joint | product of marginals) = sum of H - H(joint) <= sum of H - max H,
-    because a joint entropy is at least each of its parts. (MED, arXiv 2510.19990; EB, 2505.24857.)
+    before, after (B, A): symbols, K or more where unknown. For the cells committed in between,
+    given the known ones: KL(true joint | product of marginals) = sum of H - H(joint) <= sum of H -
+    max H, because a joint entropy is at least as large as that of each part. (MED, arXiv
+    2510.19990; EB, 2505.24857.)
     """
     fits = fitting(before, support, K)  # (B, M)
     now = (before >= K) & (after < K)  # (B, A)
@@ -95,32 +86,32 @@ def pass_error(before, after, support, K):
     p = torch.einsum("bm,mak->bak", fits.double(), members) / count[:, None, None]
     H = -torch.special.xlogy(p, p).sum(dim=-1) * now  # (B, A) of the marginals
     powers = K ** torch.arange(support.shape[1])
-    pattern = (support * now[:, None]) @ powers  # (B, M): a number for what a member has there
+    pattern = (support * now[:, None]) @ powers  # (B, M): a number for a member's symbols there
     whose = torch.arange(len(now))[:, None] * K ** support.shape[1]  # no two boards share one
     _, which, size = (pattern + whose).masked_fill(~fits, -1).unique(return_inverse=True,
                                                                      return_counts=True)
-    alike = size[which].double()  # (B, M): members that fit and have the pattern of this one
+    alike = size[which].double()  # (B, M): fitting members with the same pattern
     joint = count.log() - (alike.log() * fits).sum(dim=1) / count  # (B,) H(joint)
-    error = (H.sum(dim=1) - joint).clamp(min=0)  # below 0 by rounding alone
+    error = (H.sum(dim=1) - joint).clamp(min=0)  # below 0 only by rounding
     return error, H.sum(dim=1) - H.amax(dim=1)
 
 
 def run_errors(start, history, support, K):
-    """-> error, bound (passes, B) of every pass of a run; 0 where no member fits any more."""
+    """-> error, bound (passes, B) of every pass of a run; 0 where no member fits any longer."""
     pairs = zip([start, *history[:-1]], history, strict=True)
     parts = [pass_error(before, after, support, K) for before, after in pairs]
     return [torch.stack(each).nan_to_num(0.0) for each in zip(*parts, strict=True)]
 
 
 def total_variation(counts, num):
-    """Between `num` answers and the uniform distribution over M members. counts (..., M)."""
+    """Of `num` answers from the uniform distribution over M members. counts (..., M)."""
     M = counts.shape[-1]
-    lost = 1 - counts.sum(dim=-1) / num  # the share of answers that are no member
+    lost = 1 - counts.sum(dim=-1) / num  # the fraction of answers that are no member
     return ((counts / num - 1 / M).abs().sum(dim=-1) + lost) / 2
 
 
 def null_distribution(M, num, seed, draws=400):
-    """Total variation of `num` true draws -> mean, and the range that holds 95 % of them."""
+    """Total variation of `num` true samples -> mean, and the range that holds 95 % of them."""
     generator = torch.Generator().manual_seed(seed)
     member = torch.randint(M, (draws, num), generator=generator)
     counts = torch.zeros(draws, M).scatter_add_(1, member, torch.ones(draws, num))
@@ -128,22 +119,21 @@ def null_distribution(M, num, seed, draws=400):
     return [tv.mean().item(), *tv.quantile(torch.tensor([0.025, 0.975])).tolist()]
 
 
-def measure(task, support, name, knobs, num, seed, traced=100):
+def measure(task, support, name, params, num, seed, traced=100):
     """Decode `num` empty boards -> a row of the table. traced: so many boards for the errors."""
-    row = decoders.DECODERS[name]
-    dials = Dials("", 1, 0, 1, 1.0, decoder=name, knobs=row.settings(knobs))
+    sampling = SamplingParams("-", 1, 0, 1, 1.0, name, DECODERS[name].settings(params))
     start, _ = task.test_set(num)
     keys, history = sample_keys(seed, start, copies_differ=True), []
-    tokens, stats = decoders.decode(Conditionals(task, support), task, "mdm", start, dials, keys,
+    tokens, stats = decoders.decode(Conditionals(task, support), task, "mdm", start, sampling, keys,
                                     history)
     answers = tokens[:, task.P:]
     counts = fitting(answers, support, task.K).sum(dim=0)  # (M,)
-    report = {"decoder": name, "knobs": knobs, "num": num, "members": int(counts.sum()),
+    report = {"decoder": name, "decoder_params": params, "num": num, "members": int(counts.sum()),
               "tv": total_variation(counts, num).item(),
               **{s: stats[s].double().mean().item() for s in ("nfe", "tokens", "undone")}}
     if name in BOUNDED:
         boards = [board[:traced, task.P:] for board in
-                  [start, *(step.tokens for step in history)]]
+                  [start, *(change["tokens"] for change in history)]]
         error, bound = run_errors(boards[0], boards[1:], support, task.K)
         report.update(error_nats=error.sum(dim=0).mean().item(),
                       bound_nats=bound.sum(dim=0).mean().item(),
@@ -153,28 +143,18 @@ def measure(task, support, name, knobs, num, seed, traced=100):
 
 
 def sweep(name):
-    """Values of a decoder's first knob: those of its row, or half and double the default."""
-    row = decoders.DECODERS[name]
-    k, knob = row.main, row.knobs[row.main]
-    values = row.sweep
-    if not values:
-        d = knob.default
-        values = knob.low if isinstance(knob.low, tuple) else (type(d)(d / 2), d, 2 * d)
-        values = [v for v in dict.fromkeys(values)
-                  if isinstance(v, str) or knob.low <= v <= knob.high]
-    return [{k: value} for value in values]
-
-
-# --------------------------------------------------------------------------------------------------
-# The table
+    """Values of a decoder's first parameter: its sweep, or half, once and twice the default."""
+    spec = DECODERS[name]
+    default = spec.params[spec.main].default
+    return [{spec.main: value} for value in spec.sweep or (default / 2, default, 2 * default)]
 
 
 def merged(rows):
-    """Rows that differ in nothing but the knob become one -> [(row, the texts of its knob)]."""
+    """Rows that differ only in the parameter become one -> [(row, the texts of its values)]."""
     groups = []
     for row in rows:
-        text = str(next(iter(row["knobs"].values())))
-        if groups and row | {"knobs": 0} == groups[-1][0] | {"knobs": 0}:
+        text = str(next(iter(row["decoder_params"].values())))
+        if groups and {**row, "decoder_params": 0} == {**groups[-1][0], "decoder_params": 0}:
             groups[-1][1].append(text)
         else:
             groups.append((row, [text]))
@@ -182,22 +162,22 @@ def merged(rows):
 
 
 def table(part):
-    """One set of the report -> text, a line per decoder and knob."""
+    """One set of the report -> text, a line per decoder and value."""
     mean, low, high = part["null_tv"]
     lines = [f"{part['set']} ({part['size']} members): {part['num']} answers at T = 1. "
-             f"TV of as many true draws: {mean:.3f} (95 %: {low:.3f}-{high:.3f})",
-             f"{'decoder':10} {'knob':30} {'passes':>6} {'pairs':>6} {'undone':>6} {'valid %':>7} "
-             f"{'TV':>6}   error <= bound, nats a board"]
+             f"TV of as many true samples: {mean:.3f} (95 %: {low:.3f}-{high:.3f})",
+             f"{'decoder':10} {'parameter':30} {'passes':>6} {'pairs':>6} {'undone':>6} "
+             f"{'valid %':>7} {'TV':>6}   error <= bound, nats a board"]
     for row, texts in merged(part["rows"]):
-        knob = f"{next(iter(row['knobs']))} = {' '.join(texts)}"
-        line = (f"{row['decoder']:10} {knob:30} {row['nfe']:6.2f} {row['tokens']:6.0f} "
+        values = f"{next(iter(row['decoder_params']))} = {' '.join(texts)}"
+        line = (f"{row['decoder']:10} {values:30} {row['nfe']:6.2f} {row['tokens']:6.0f} "
                 f"{row['undone']:6.2f} {100 * row['members'] / row['num']:7.1f} {row['tv']:6.3f} "
                 + ("*" if row["tv"] > high else " "))
         if "error_nats" in row:
             line += f" {row['error_nats']:6.3f} <= {row['bound_nats']:.3f}"
         lines.append(line)
     bounded = [row for row in part["rows"] if "traced" in row]
-    lines.append("* more than 97.5 % of true samplers of as many answers")
+    lines.append("* a larger distance than 97.5 % of true samplers have with as many answers")
     if bounded:
         worst, passes = max(r["excess_nats"] for r in bounded), sum(r["traced"] for r in bounded)
         holds = "holds" if worst <= EXCESS else "IS BROKEN"
@@ -206,19 +186,19 @@ def table(part):
 
 
 def main(argv=None):
-    p = Parser(__doc__, prog="python -m decoders.exact")
+    p = Parser(__doc__, prog="python -m studies.exact")
     p.add_argument("--num", type=number(1, 10**5), default=2000, help="answers of each decoder")
     p.add_argument("--seed", type=number(0, 2**31), default=0)
-    p.add_argument("--decoder", choices=decoders.DECODERS, help="this one only; default: all")
-    p.add_argument("--json", type=path, metavar="FILE", help="write every number there, too")
+    p.add_argument("--decoder", choices=DECODERS, help="this one only; default: all")
+    add_json_flag(p)
     args = p.parse_args(argv)
-    if args.decoder and decoders.DECODERS[args.decoder].needs_network:
-        raise BadInput(f"--decoder {args.decoder} looks inside a network, and there is none here; "
-                       "leave it out")
+    if args.decoder and DECODERS[args.decoder].needs_network:
+        raise BadInput(f"--decoder {args.decoder} uses the inside of a network, and there is none "
+                       "here; leave it out")
     task = make_task(Config(**PRESETS["sudoku4"]))
-    names = [args.decoder] if args.decoder else list(decoders.DECODERS)
-    left_out = [name for name in names if decoders.DECODERS[name].needs_network]
-    jobs = [(name, knobs) for name in names if name not in left_out for knobs in sweep(name)]
+    names = [args.decoder] if args.decoder else list(DECODERS)
+    left_out = [name for name in names if DECODERS[name].needs_network]
+    jobs = [(name, params) for name in names if name not in left_out for params in sweep(name)]
     report = []
     for title, support in (("4x4 boards", torch.tensor(all_boards_4x4())),
                            ("Latin squares", latin_squares())):
@@ -230,9 +210,8 @@ def main(argv=None):
         print(table(part) + "\n", flush=True)
         report.append(part)
     if left_out:
-        say(f"not here, as they look inside a network: {', '.join(left_out)}")
-    if args.json:
-        write_text(args.json, json.dumps(report, indent=1) + "\n")
+        say(f"left out, because they use the inside of a network: {', '.join(left_out)}")
+    write_json(args.json, report)
 
 
 if __name__ == "__main__":

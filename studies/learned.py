@@ -1,53 +1,47 @@
-"""Train what learns to decode, and put it beside plain, the best fixed threshold and the ceiling.
+"""Train what learns to decode, and compare it with plain, fixed thresholds and the upper bound.
 
     B samples   A cells   S positions
 
-    python -m decoders.learned --ckpt results/sudoku9-cpu/mdm-seed0.pt --what filter
-    python -m decoders.learned --ckpt FILE --what policy --reward add --alpha 6   # haste pays
-    python -m decoders.learned --ckpt FILE --what certainty --json out/certainty.json
+    python -m studies.learned --ckpt results/sudoku9-cpu/mdm-seed0.pt --what filter
+    python -m studies.learned --ckpt FILE --what policy --reward add --alpha 6   # rewards haste
+    python -m studies.learned --ckpt FILE --what certainty --json out/certainty.json
 
-filter and policy (heads.py) leave the model as it is, certainty and mdpo (tune.py) train a copy.
-Three streams of puzzles, none of which the model was trained on: one to train on, one to choose a
-knob by, and the test set, where the whole curve is shown and the chosen point marked.
+filter and policy (heads.py) leave the model frozen; certainty and mdpo (tune.py) train a copy.
+Three streams of puzzles, on none of which the model was trained: one to train on, one to choose a
+parameter by, and the test set, which shows the whole curve with the chosen point marked.
 """
 if __name__ == "__main__":
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)
-import json
 import time
 from dataclasses import replace
 
 import torch
 
 from data import make_task
-from decoders import OBJECTIVES_DECODED, finish
-from decoders.board import Board
-from decoders.heads import (filter_decode, odds, policy_decode, replay, train_filter,
-                            train_policy)
-from decoders.oracle import oracle_decode
 from decoders.plain import plain
-from decoders.tune import tune_certainty, tune_mdpo
 from metrics import summarize
-from objectives import OBJECTIVES
-from plumbing.checkpoint import load_model, write_text
-from plumbing.cli import DEVICES, BadInput, Parser, choose_device, end, number, path, run, say
-from plumbing.randomness import sample_keys
+from noise import sample_keys
+from plumbing.cli import BadInput, Parser, choose_device, end, number, run, say
+from studies.common import (add_flags, add_json_flag, decode_boards, interval_text, load,
+                            write_json)
+from studies.heads import filter_decode, odds, policy_decode, replay, train_filter, train_policy
+from studies.oracle import oracle_decode
+from studies.tune import tune_certainty, tune_mdpo
 
 WHAT = ("filter", "policy", "certainty", "mdpo")
 TAUS = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 POOL = 2000  # base puzzles of a stream; symmetries make more of them
 STREAMS = {"training": 1_000_001, "validation": 1_000_002}  # added to the seed of the run
-SLACK = 0.05  # how much less than plain may be solved by a knob that is chosen for its speed
-
-# --------------------------------------------------------------------------------------------------
-# Puzzles
+SLACK = 0.05  # a parameter chosen for its speed may solve this much less than plain
 
 
 def stream(task, config, name, num, seed, device):
-    """Puzzles that neither the model's training nor the test set holds -> start (num, S), answers.
+    """Puzzles that are neither in the model's training nor in the test set -> start (num, S),
+    answers (num, A). Raises BadInput where a board is too small to have them.
 
-    name: training or validation. A task of the same kind is made with another seed, so it draws as
-    training does: on 9x9 without symmetric copies of test puzzles. (task.held_out() would not do:
-    for puzzles it IS the test set.) On small boards equal puzzles are left out one by one.
+    name: training or validation. A task of the same kind with another seed draws as training does:
+    on 9x9 without symmetric copies of test puzzles. (task.held_out() would not do: for puzzles it
+    IS the test set.) On small boards puzzles that equal a test puzzle are left out one by one.
     """
     small = config.train_size and min(config.train_size, POOL)
     own = make_task(replace(config, seed=config.seed + STREAMS[name], train_size=small or POOL,
@@ -58,8 +52,7 @@ def stream(task, config, name, num, seed, device):
     for _ in range(100):
         tokens, given = own.train_batch(num, generator, device)
         cells = tokens[:, task.P:]
-        start = task.start(tokens[:, :task.P], None if given is None else
-                           cells.masked_fill(~given, task.MASK))
+        start = task.start(tokens[:, :task.P], cells.masked_fill(~given, task.MASK))
         new = torch.tensor([tuple(row) not in test for row in start.tolist()], device=device)
         starts, answers, found = [*starts, start[new]], [*answers, cells[new]], found + new.sum()
         if found >= num:
@@ -68,37 +61,26 @@ def stream(task, config, name, num, seed, device):
                    "does not; use a larger board")
 
 
-# --------------------------------------------------------------------------------------------------
-# Measuring
-
-
-@torch.no_grad()
-def measure(model, task, ranks, puzzles, loop, seed=0, batch_size=128):
+def measure(model, task, ranks, puzzles, loop):
     """Decode puzzles (start, answers) by loop(board, answers) -> a row of numbers, solved (num,).
 
-    answers are for the ceiling alone; every other loop must leave them. What a number means:
-    metrics.py.
+    answers are for the upper bound alone; no other loop may read them. Numbers: metrics.py.
     """
     start, answers = puzzles
-    keys = sample_keys(seed, start, copies_differ=False)
-    parts, began = [], time.perf_counter()
-    for i in range(0, len(start), batch_size):
-        rows = slice(i, i + batch_size)
-        board = Board(model, task, ranks, start[rows], keys[rows])
-        tokens, stats = finish(board, loop(board, answers[rows]))
-        parts.append((tokens[:, task.P:], stats["nfe"], stats["tokens"]))
-    found, nfe, pairs = (torch.cat(part) for part in zip(*parts, strict=True))
-    stats = {"nfe": nfe, "tokens": pairs}
-    row = summarize(task, start, found, answers, stats, time.perf_counter() - began)
+    keys = sample_keys(0, start, copies_differ=False)
+    tokens, stats, seconds = decode_boards(model, task, ranks, start, keys,
+                                           lambda board, rows: loop(board, answers[rows]))
+    stats = {name: stats[name] for name in ("nfe", "tokens")}
+    row = summarize(task, start.cpu(), tokens[:, task.P:], answers.cpu(), stats, seconds)
     return row, stats["solved"]
 
 
 def curve(name, model, task, ranks, test, validation, loops, reference, rows):
-    """Append to rows how `name` does on the test set at every knob of loops {value: loop}.
+    """Append to rows how `name` does on the test set, for every {parameter value: loop}.
 
     The value `chosen` on the validation stream: the fewest passes among those that solve at least
     as many as plain less SLACK, or the one that solves most. reference: plain's measurements on
-    test and validation, (row, solved) each; won, lost: the test puzzles that it did otherwise.
+    test and validation, (row, solved) each; won, lost: test puzzles with another outcome.
     """
     tried = {}
     if len(loops) > 1:
@@ -110,23 +92,22 @@ def curve(name, model, task, ranks, test, validation, loops, reference, rows):
     for value, loop in loops.items():
         row, solved = measure(model, task, ranks, test, loop)
         before = reference[0][1]
-        row = {"name": name, "knob": value, **row, "chosen": len(loops) > 1 and value == best,
-               "won": int((solved & ~before).sum()), "lost": int((before & ~solved).sum())}
-        rows.append(row)
-        show(row)
+        rows.append({"name": name, "value": value, **row,
+                     "chosen": len(loops) > 1 and value == best,
+                     "won": int((solved & ~before).sum()), "lost": int((before & ~solved).sum())})
+        show(rows[-1])
 
 
 def show(row):
-    low, high = (100 * rate for rate in row["interval"])
-    knob = "" if row["knob"] is None else f" at {row['knob']}"
-    print(f"{row['name']}{knob}: solved {row['solved']}/{row['num']} ({low:.1f}-{high:.1f} %), "
+    value = "" if row["value"] is None else f" at {row['value']}"
+    print(f"{row['name']}{value}: solved {interval_text(row['solved'], row['num'])}, "
           f"{row['nfe']} passes, {row['tokens']} tokens; against plain +{row['won']} "
           f"-{row['lost']}{'  <- chosen on the validation stream' * row['chosen']}", flush=True)
 
 
 @torch.no_grad()
 def calibration_error(confidence, unknown, right, bins=10):
-    """ECE: mean |share right - mean confidence| over equal bins, weighted by their cells."""
+    """ECE: mean |fraction right - mean confidence| over equal bins, weighted by their cells."""
     c, hit = confidence[unknown].double(), right[unknown].double()
     which = (c * bins).long().clamp(max=bins - 1)
     gap = torch.zeros(bins, dtype=torch.double, device=c.device).index_add_(0, which, hit - c)
@@ -134,30 +115,24 @@ def calibration_error(confidence, unknown, right, bins=10):
 
 
 def over_taus(head):
-    """-> {tau: loop}: head's filter over the whole knob; of odds: fixed thresholds."""
+    """-> {tau: loop}: head's filter at every threshold; with odds as head: fixed thresholds."""
     return {tau: lambda board, _, tau=tau: filter_decode(board, head, tau) for tau in TAUS}
 
 
-# --------------------------------------------------------------------------------------------------
-# What is trained
-
-
-def train_and_measure(what, model, task, config, args, device):
-    """Train `what` and measure it -> the rows of a report."""
-    ranks, num = OBJECTIVES[config.objective].ranks, args.num
+def train_and_measure(what, model, task, config, ranks, args, device):
+    """Train `what` and measure it -> rows, log, seconds of a report."""
     generator = torch.Generator(device).manual_seed(args.seed)
-    test = tuple(part.to(device) for part in task.test_set(num))
-    validation = stream(task, config, "validation", num, args.seed, device)
+    test = tuple(part.to(device) for part in task.test_set(args.num))
+    validation = stream(task, config, "validation", args.num, args.seed, device)
     start, answers = stream(task, config, "training", args.puzzles, args.seed, device)
     reference = [measure(model, task, ranks, puzzles, lambda board, _: plain(board))
                  for puzzles in (test, validation)]
     rows, log = [], []
-    known = (task, ranks, test, validation)
 
     def add(name, loops, by=model):
-        curve(name, by, *known, loops, reference, rows)
+        curve(name, by, task, ranks, test, validation, loops, reference, rows)
 
-    rows.append({"name": "plain", "knob": None, **reference[0][0], "chosen": False, "won": 0,
+    rows.append({"name": "plain", "value": None, **reference[0][0], "chosen": False, "won": 0,
                  "lost": 0})
     show(rows[0])
     add("EGP, knows the answers", {None: oracle_decode})
@@ -175,6 +150,9 @@ def train_and_measure(what, model, task, config, args, device):
             boost: lambda board, _, boost=boost: policy_decode(board, head, boost)
             for boost in (0.5, 0.8, 1.0, 1.2)})
     elif what == "certainty":
+        def ece(by):
+            return calibration_error(*replay(by, task, ranks, *validation))
+
         own, right = own_answers(model, task, ranks, start, args.seed)
         say(f"{int(right.sum())} of {len(start)} training puzzles answered right by the model")
         if not right.any():
@@ -184,10 +162,8 @@ def train_and_measure(what, model, task, config, args, device):
             tuned = tune_certainty(model, task, ranks, start[right], own[right], generator, beta,
                                    args.updates)
             add(f"threshold, beta {beta:g}", over_taus(odds), tuned)
-            log.append({"beta": beta, "ece": calibration_error(
-                *replay(tuned, task, ranks, *validation))})
-        log.append({"beta": None, "ece": calibration_error(
-            *replay(model, task, ranks, *validation))})
+            log.append({"beta": beta, "ece": ece(tuned)})
+        log.append({"beta": None, "ece": ece(model)})
     elif what == "mdpo":
         tuned = tune_mdpo(model, task, ranks, start, answers, generator, args.updates,
                           lr=args.lr, log=log)
@@ -196,56 +172,45 @@ def train_and_measure(what, model, task, config, args, device):
     return rows, log, round(time.perf_counter() - began, 1)
 
 
-@torch.no_grad()
-def own_answers(model, task, ranks, start, seed, batch_size=128):
-    """What the model itself answers, in few passes -> (B, A), and whether the rules agree (B,)."""
-    parts = []
-    for part in start.split(batch_size):
-        board = Board(model, task, ranks, part, sample_keys(seed, part, copies_differ=False))
-        finish(board, filter_decode(board, odds, 0.95))
-        parts.append(board.symbols)
-    own = torch.cat(parts)
+def own_answers(model, task, ranks, start, seed):
+    """The model's own answers, in few passes -> (B, A), and whether the rules accept them (B,)."""
+    keys = sample_keys(seed, start, copies_differ=False)
+    tokens, _, _ = decode_boards(model, task, ranks, start, keys,
+                                 lambda board, _: filter_decode(board, odds, 0.95))
+    own = tokens[:, task.P:].to(start.device)
     return own, task.check(start, own)
 
 
 def main(argv=None):
     p = Parser(__doc__)
-    p.add_argument("--ckpt", type=path, required=True, metavar="FILE",
-                   help="checkpoint of objective mdm or sidm, on a task with one answer")
+    add_flags(p, 200, 1000, "puzzles to test on, and as many to choose by",
+              ckpt="checkpoint of objective mdm or sidm, on a task with one answer")
     p.add_argument("--what", choices=WHAT, default="filter", help="what to train; default filter")
-    p.add_argument("--num", type=number(1, 1000), default=200,
-                   help="puzzles to test on, and as many to choose by; default 200")
     p.add_argument("--puzzles", type=number(1, 100_000), default=500,
                    help="puzzles to train on; default 500")
     p.add_argument("--updates", type=number(0, 100_000), metavar="N",
                    help="optimiser steps; default policy 60, certainty 60, mdpo 15")
     p.add_argument("--reward", choices=("multiply", "add"), default="multiply",
-                   help="policy: how speed and success make a reward; add: haste pays in any case")
+                   help="policy: how speed and success make a reward; add rewards haste anyway")
     p.add_argument("--alpha", type=number(0.0, 100.0, kind=float), default=1.0,
-                   help="policy: what speed is worth; default 1")
+                   help="policy: weight of speed; default 1")
     p.add_argument("--beta", type=number(0.0, 100.0, kind=float), default=2.0,
                    help="certainty: weight of the forcing; default 2")
     p.add_argument("--lr", type=number(0.0, 1.0, kind=float), default=1e-5,
                    help="mdpo: learning rate; default 1e-5")
-    p.add_argument("--seed", type=number(0, 2**32), default=0, help="default 0")
-    p.add_argument("--device", choices=DEVICES, default="auto", help="where to run")
-    p.add_argument("--json", type=path, metavar="FILE", help="write all numbers there")
+    add_json_flag(p)
     args = p.parse_args(argv)
     device, autocast, reason = choose_device(args.device)
-    model, task, config = load_model(args.ckpt, device)
-    if config.objective not in OBJECTIVES_DECODED or not task.unique_answer:
-        raise BadInput(f"--ckpt {args.ckpt}: {config.objective} on {task.name}; needed is "
-                       f"{' or '.join(OBJECTIVES_DECODED)} on a task whose samples have one answer")
+    model, task, config, ranks = load(args.ckpt, device, lambda task: task.unique_answer,
+                                      "a task whose samples have one answer")
     if args.updates is None:
         args.updates = 15 if args.what == "mdpo" else 60
     say(reason)
-    model.eval().requires_grad_(False)
     with autocast:
-        rows, log, seconds = train_and_measure(args.what, model, task, config, args, device)
-    if args.json:
-        asked = {k: v for k, v in vars(args).items() if k not in ("json", "device")}
-        write_text(args.json, json.dumps({**asked, "device": str(device), "seconds": seconds,
-                                          "rows": rows, "log": log}, indent=1) + "\n")
+        rows, log, seconds = train_and_measure(args.what, model, task, config, ranks, args, device)
+    asked = {k: v for k, v in vars(args).items() if k not in ("json", "device")}
+    write_json(args.json, {**asked, "device": str(device), "seconds": seconds, "rows": rows,
+                           "log": log})
 
 
 if __name__ == "__main__":

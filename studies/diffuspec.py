@@ -1,28 +1,26 @@
 """DiffuSpec: a diffusion model drafts what an autoregressive model would say, which checks it.
 
-    python -m decoders.diffuspec --draft out/mdm/ckpt.pt --verify out/ar/ckpt.pt --num 100
+    python -m studies.diffuspec --draft out/mdm/ckpt.pt --verify out/ar/ckpt.pt --num 100
 
     B samples   R of them unfinished   P prompt positions   A cells   S = P + A   K symbols
     J drafted cells   b beams
 
-Two checkpoints of one task, so it is no row of DECODERS: a function, and the command line above.
-Next to its costs that prints the plain decoding's and how many answers are equal to it.
+It takes two checkpoints of one task, and prints its costs beside those of plain next-token
+decoding and how many answers are equal.
 """
 if __name__ == "__main__":
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)
 import json
-import time
 
 import torch
-from tqdm import tqdm
 
 from decoders.board import rank_of
 from mtp import next_token_ranks
+from noise import sample_keys, sample_symbols, uniform
 from objectives import OBJECTIVES
-from plumbing.checkpoint import load_model
-from plumbing.cli import DEVICES, BadInput, Parser, choose_device, end, number, path, run, say
-from plumbing.randomness import sample_keys, uniform
-from sample import decode_next_token, draw
+from plumbing.cli import Parser, choose_device, end, number, run, say
+from sample import decode_next_token
+from studies.common import add_flags, in_batches, load_pair
 
 
 @torch.no_grad()
@@ -30,23 +28,23 @@ def diffuspec(drafter, verifier, task, draft_ranks, start, keys, temperature=0.0
               mix=0.5, bigram=None):
     """DiffuSpec (arXiv 2510.02358): start (B, S) without givens -> tokens (B, S), stats each (B,).
 
-    A round: one pass of the drafter over all that is unknown; a path of the next `k` symbols
-    through its likeliest ones (best_path: the paper's CPS); one causal pass of the verifier (`ar`)
-    over the prefix and the path. The path is kept as far as it is what the verifier says, and the
-    verifier's next token comes free. So the answer is decode_next_token()'s, at T > 0 as well:
-    both use the random numbers of the cell. (The paper instead accepts with probability p / q.)
-    k = 0: no drafts, plain next-token decoding without a cache. Ends after at most A rounds.
+    A round: one pass of the drafter over all unknown cells; a path of the next `k` symbols through
+    its most likely ones (best_path: the paper's CPS); one causal pass of the verifier (`ar`) over
+    prefix and path. The path is kept as far as the verifier agrees, plus the verifier's next token.
+    So the answer equals decode_next_token()'s, at T > 0 as well: both use the random numbers of the
+    cell. (The paper instead accepts with probability p / q.) k = 0: no drafts, next-token decoding
+    without a cache. Ends after at most A rounds.
 
     draft_ranks: Objective.ranks of the drafter; bigram (V, K): see count_bigrams, None: mix = 1.
     stats: nfe: passes of both; draft_nfe: the drafter's; tokens: pairs of both; accepted: tokens
-    per pass of the verifier. Defaults: the paper's (k 20 to 30). Not here: its adaptive k (ADL),
-    which follows where a draft says end of text; our answers have one length.
+    per pass of the verifier. Defaults: the paper's (k 20 to 30). Not implemented: its adaptive k
+    (ADL), which follows the end of text in a draft; our answers have one length.
     """
     P, A, S, K = task.P, task.A, task.S, task.K
     positions = torch.arange(S, device=start.device)
     rank = next_token_ranks(OBJECTIVES["ar"].ranks, task, start.device)  # CAUSAL
     tokens, stats = start.clone(), torch.zeros(4, len(start), dtype=torch.long, device=start.device)
-    found, nfe, draft_nfe, fed = stats  # each (B,)
+    found, nfe, draft_nfe, pairs = stats  # each (B,)
     while (found < A).any():
         rows = (found < A).nonzero().flatten()
         have, now = found[rows], tokens[rows]  # (R,), (R, S)
@@ -62,23 +60,23 @@ def diffuspec(drafter, verifier, task, draft_ranks, start, keys, temperature=0.0
             ranks = rank_of(draft_ranks, task, now)
             logits = take(drafter(now, positions, ranks), next_ones[:, :J])  # (R, J, K)
             before = now.gather(1, next_ones[:, :1] - 1).squeeze(1)  # (R,)
-            said = best_path(logits, temperature, noise[:, :J], beam, mix, bigram, before)
+            path = best_path(logits, temperature, noise[:, :J], beam, mix, bigram, before)
             drafted = (nth >= 0) & (nth < count.unsqueeze(1))  # (R, S)
-            now = said.gather(1, nth.clamp(0, J - 1)).where(drafted, now)
+            now = path.gather(1, nth.clamp(0, J - 1)).where(drafted, now)
         # 2. verify: the token at a position is predicted at the one before it
         T = P + int((have + count).max())
         logits = take(verifier(now[:, :T], positions[:T], rank), (next_ones - 1).clamp(max=T - 1))
-        truth = draw(logits, temperature, noise)  # (R, J + 1)
+        truth = sample_symbols(logits, temperature, noise)  # (R, J + 1)
         same = (now.gather(1, next_ones) == truth).long()  # what was not drafted equals nothing
         good = same.cumprod(dim=1).sum(dim=1)  # (R,) drafts accepted
-        # 3. keep what was drafted right, and the verifier's token after it
+        # 3. keep the drafts that were right, and the verifier's token after them
         keep = (nth >= 0) & (nth <= good.unsqueeze(1))
         tokens[rows] = truth.gather(1, nth.clamp(0, J)).where(keep, tokens[rows])
         found[rows] += good + 1
         nfe[rows] += 1 + (count > 0).long()
         draft_nfe[rows] += (count > 0).long()
-        fed[rows] += P + have + count + S * (count > 0)
-    return tokens, {"nfe": nfe, "draft_nfe": draft_nfe, "tokens": fed,
+        pairs[rows] += P + have + count + S * (count > 0)
+    return tokens, {"nfe": nfe, "draft_nfe": draft_nfe, "tokens": pairs,
                     "accepted": A / (nfe - draft_nfe).double()}
 
 
@@ -87,12 +85,13 @@ def take(logits, where):
     return logits.float().gather(1, where.unsqueeze(2).expand(-1, -1, logits.shape[2]))
 
 
-def best_path(logits, temperature, noise, beam, mix, bigram, before, share=0.8, most=15):
+def best_path(logits, temperature, noise, beam, mix, bigram, before, mass=0.8, most=15):
     """CPS: a beam search through the likely symbols of each cell. logits (R, J, K) -> (R, J).
 
-    A cell offers its likeliest symbols up to the probability `share`, at most `most`. The score of
-    a path is the sum of mix log p(v) + (1 - mix) log bigram(v after the one before it). At T > 0
-    Gumbel noise joins log p, as in sample.draw(): without a bigram the path is its draw.
+    A cell offers its most likely symbols up to a total probability `mass`, at most `most`. The
+    score of a path is the sum of mix log p(v) + (1 - mix) log bigram(v after the one before it). At
+    T > 0 Gumbel noise is added to log p, as in noise.sample_symbols(): without a bigram the path is
+    its sample.
     """
     scores = (logits / (temperature or 1.0)).log_softmax(dim=-1)  # (R, J, K)
     if temperature:
@@ -100,7 +99,7 @@ def best_path(logits, temperature, noise, beam, mix, bigram, before, share=0.8, 
     if bigram is None:
         return scores.argmax(dim=-1)
     likely, symbols = scores.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    offered = likely.cumsum(dim=-1) - likely < share
+    offered = likely.cumsum(dim=-1) - likely < mass
     offered[..., most:] = False
     offered = torch.zeros_like(offered).scatter(-1, symbols, offered)
     scores = (mix * scores).masked_fill(~offered, -torch.inf)
@@ -127,36 +126,15 @@ def count_bigrams(task, seed, device, num=2000):
     return (counts / counts.sum(dim=1, keepdim=True)).log()
 
 
-def load_pair(draft_file, verify_file, device):
-    """-> drafter, its ranks, verifier, task. Raises BadInput for two that do not go together."""
-    drafter, task, config = load_model(draft_file, device)
-    verifier, other, verify_config = load_model(verify_file, device)
-    if config.objective not in ("mdm", "sidm"):
-        raise BadInput(f"--draft {draft_file}: objective {config.objective} does not predict all "
-                       "unknown cells at once; give one of mdm or sidm")
-    if verify_config.objective != "ar":
-        raise BadInput(f"--verify {verify_file}: objective {verify_config.objective} is not next-"
-                       "token; give one of ar")
-    if any(getattr(task, x) != getattr(other, x) for x in ("name", "P", "A", "K", "V")):
-        raise BadInput(f"--draft {draft_file} ({task.name}, {task.P} + {task.A} tokens) and "
-                       f"--verify {verify_file} ({other.name}, {other.P} + {other.A}) are of "
-                       "different tasks; train both on one")
-    return drafter, OBJECTIVES[config.objective].ranks, verifier, task
-
-
 def main(argv=None):
     p = Parser(__doc__)
-    p.add_argument("--draft", type=path, required=True, metavar="FILE", help="mdm or sidm")
-    p.add_argument("--verify", type=path, required=True, metavar="FILE", help="ar, same task")
-    p.add_argument("--num", type=number(1, 1_000_000), default=100, help="samples; default 100")
+    add_flags(p, 100, draft="mdm or sidm", verify="ar, same task")
     p.add_argument("--k", type=number(0, 10_000), default=20, help="drafted tokens; default 20")
     p.add_argument("--beam", type=number(1, 1000), default=3, help="beams; default 3")
     p.add_argument("--mix", type=number(0.0, 1.0, kind=float), default=0.5,
                    help="weight of the drafter against a bigram; default 0.5; 1: no bigram")
     p.add_argument("--temperature", type=number(0.0, 1e6, kind=float),
                    help="default: 0 for paths and puzzles, 1 for generation")
-    p.add_argument("--seed", type=number(0, 2**32), default=0, help="default 0")
-    p.add_argument("--device", choices=DEVICES, default="auto", help="where to run")
     args = p.parse_args(argv)
     device, _, reason = choose_device(args.device)
     torch.set_float32_matmul_precision("highest")  # equal answers are promised for fp32
@@ -166,26 +144,22 @@ def main(argv=None):
     bigram = count_bigrams(task, args.seed, device) if args.mix < 1 else None
     start, _ = task.test_set(args.num)
     keys = sample_keys(args.seed, start, copies_differ=not task.unique_answer or T > 0)
-    parts, began = [], time.perf_counter()
     size = 128 if device.type == "cpu" else 320_000 // task.S
-    for i in tqdm(range(0, len(start), size), desc="DiffuSpec", delay=2, leave=False):
-        part, part_keys = start[i:i + size].to(device), keys[i:i + size].to(device)
-        parts.append(diffuspec(drafter, verifier, task, ranks, part, part_keys, T, args.k,
-                               args.beam, args.mix, bigram))
-    tokens = torch.cat([tokens.cpu() for tokens, _ in parts])
-    seconds = time.perf_counter() - began
-    plain = torch.cat([decode_next_token(
-        verifier, task, "ar", start[i:i + size].to(device), T, keys[i:i + size].to(device))[0].cpu()
-        for i in tqdm(range(0, len(start), size), desc="plain", delay=2, leave=False)])
-    stats = {name: torch.cat([s[name].cpu() for _, s in parts]).double().mean().item()
-             for name in parts[0][1]}
+    tokens, stats, seconds = in_batches(
+        lambda part, keys, _: diffuspec(drafter, verifier, task, ranks, part, keys, T, args.k,
+                                        args.beam, args.mix, bigram),
+        start, keys, device, size, "DiffuSpec")
+    plain, _, _ = in_batches(
+        lambda part, keys, _: decode_next_token(verifier, task, "ar", part, T, keys),
+        start, keys, device, size, "plain")
+    means = {name: round(values.double().mean().item(), 3) for name, values in stats.items()}
     print(json.dumps({
         "task": task.name, "num": args.num,
         "solved": int(task.check(start, tokens[:, task.P:]).sum()),
         "equal_to_plain": int((tokens == plain).all(dim=1).sum()), "plain_nfe": task.A,
-        "plain_tokens": task.S - 1, **{name: round(x, 3) for name, x in stats.items()},
-        "seconds": round(seconds, 3), "k": args.k, "beam": args.beam, "mix": args.mix,
-        "temperature": T, "seed": args.seed, "device": str(device)}))
+        "plain_tokens": task.S - 1, **means, "seconds": round(seconds, 3), "k": args.k,
+        "beam": args.beam, "mix": args.mix, "temperature": T, "seed": args.seed,
+        "device": str(device)}))
 
 
 if __name__ == "__main__":
