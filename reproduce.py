@@ -1,95 +1,73 @@
-"""Reproduce the findings: train what a finding needs, evaluate its dials, write results/.
+"""Reproduce the findings: train what a finding needs, evaluate its sampling, write results/.
 
     n latents   W window
 
     python reproduce.py --preset demo      # two CPU cores, minutes
-    python reproduce.py --table --write    # from results/: the tables of RESULTS.md and README.md
-    python reproduce.py --boards           # one board, generated without and with latents
+    python reproduce.py --table            # from results/: its pages, and two csv files
+    python reproduce.py --figures          # from results/: its figures
 
 Each training and seed is one file results/<preset>/<name>-seed<k>.json: command, config, machine,
-a row for each dial; its log lies beside it. No number in a table of the pages is typed by hand: a
+a row for each way of decoding; its log lies beside it. No number of the pages is typed by hand: a
 test compares them with these files.
 """
 if __name__ == "__main__":
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)
-import functools
-import json
-import math
-import platform
 import shlex
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from config import PRESETS, RANGES, Config
-from decoders import compare
-from likelihood import floor_nats, held_out_nats
-from objectives import make_dials, show_count
-from plumbing import figures, report
+from config import PRESETS, RANGES
+from decoders import DECODERS
+from objectives import ALL, make_sampling_params
+from plumbing import figures, pages, report
 from plumbing.animate import animate
-from plumbing.checkpoint import (load_checkpoint, load_model, read_log, replace_file,
-                                 save_checkpoint, write_text)
-from plumbing.cli import (ALL, DEVICES, BadInput, Parser, choose_device, end, number, path,
-                          printable, run, say)
-from plumbing.memory import peak_memory_gb, watch_memory
-from plumbing.show import load_puzzles
+from plumbing.checkpoint import load_model
+from plumbing.cli import (DEVICES, BadInput, Parser, choose_device, end, number, path, printable,
+                          run, say)
+from plumbing.figures import COLORS, GREY, INK, Curve, Panel
 from plumbing.trace import trace
 from sample import evaluate
-from train import train
+from studies import compare
+from studies.runs import Run, do_run
 
 HERE = Path(__file__).parent
+BOARD_SEED = 0  # of results/latents.gif: the first seed at which n = 0 and n = all differ
 
 # --------------------------------------------------------------------------------------------------
-# EDIT HERE: what each finding trains and evaluates
+# EDIT HERE: what each finding trains, and how it decodes
 
 
-@dataclass
-class Run:
-    """One training (or one shipped checkpoint) and the dials it is evaluated at."""
-    name: str
-    config: dict  # fields of Config
-    grid: tuple = ({},)  # arguments of make_dials; test: a file of --puzzles instead of own tests
-    like: str = ""  # "preset/name": its training is that run's, taken up where it was made
-    steps_of: str = ""  # train as many steps as that run took, which stops when it has solved
-    shipped: str = ""  # a checkpoint of this repository, to be loaded instead of trained
-    ship: bool = False  # keep the trained weights, in bf16, beside the results
+def each(name, *counts):
+    return tuple({name: n} for n in counts)
 
 
-def dialled(dial, *counts):
-    return tuple({dial: n} for n in counts)
-
-
-def on_tests(*dials):
-    """Each of the dials on every test set of puzzles."""
-    return tuple({"test": test, **dial} for dial in dials for test in TESTS)
+def on_tests(*sampling):
+    """Each way of decoding on every test set of puzzles."""
+    return tuple({"test": test, **asked} for asked in sampling for test in TESTS)
 
 
 S6, DEMO, STAR, PLANNING = (PRESETS[p] for p in ("sudoku6", "demo", "star", "planning"))
 S9, GEN9 = PRESETS["sudoku9"], PRESETS["sudoku9-gen"]
-# For hard puzzles: what boards gained from, and puzzles that no given can be taken from.
+# For hard puzzles: the recipe of boards, and minimal puzzles (no given can be removed).
 HARD = dict(optimizer="muon", muon_learning_rate=1e-3, batch_size=256, qk_norm=True,
-            deep_supervision=3, minimal_share=1.0)
-TESTS = ("own", "kaggle_easy_2000.txt", "radcliffe_mixed_2500.txt", "bank_diabolical_150.txt",
+            deep_supervision=3, minimal_fraction=1.0)
+TESTS = ("in-house", "kaggle_easy_2000.txt", "radcliffe_mixed_2500.txt", "bank_diabolical_150.txt",
          "top95.txt")
 STEPS = tuple({"tokens_per_step": k} for k in (2, 4, 8))
 ORDERS_AND_STEPS = ({}, {"order": "margin"}, {"order": "random"}, *STEPS)
-# All unknown cells compete, also where the default is 8: objectives are to be compared at equal
-# candidates. (In a random order none compete.)
-OF_ALL = {"candidates": ALL}
-ORDERS_AND_STEPS_OF_ALL = tuple(dial if dial.get("order") == "random" else {**OF_ALL, **dial}
-                                for dial in ORDERS_AND_STEPS)
-RESTARTS = tuple(dict(OF_ALL, restarts=k) for k in (4, 16))
+RESTARTS = each("restarts", 4, 16)
+OF_EIGHT = {"candidates": 8}  # as in the paper; by default all unknown cells compete
 FOUR = {"ar": dict(objective="ar"), "mtp-1": dict(objective="mtp", window="1"),
         "mtp-all": dict(objective="mtp", window="all"), "mdm": dict(objective="mdm")}
 WINDOWS = dict(S6, objective="mtp", max_seconds=60.0)
-DIAL = dict(S6, objective="scdm", width=96, depth=10, heads=3, optimizer="muon",
+SMALL = dict(S6, objective="scdm", width=96, depth=10, heads=3, optimizer="muon",
             learning_rate=2e-3, max_seconds=90.0)
-DIAL_FILE = "results/demo-dial/scdm-seed0.pt"
-WHOLE_DIAL = dialled("latents", 0, 1, 2, 4, 8, 16, 32, ALL)
+SHIPPED = "results/demo-dial/scdm-seed0.pt"
+WHOLE_DIAL = each("latents", 0, 1, 2, 4, 8, 16, 32, ALL)
 
 FINDINGS = {
     # One GPU, minutes: all five objectives on 6x6 boards.
@@ -108,43 +86,43 @@ FINDINGS = {
         Run("mtp-all", dict(GEN9, objective="mtp", window="all")),
         Run("sidm", dict(GEN9, objective="sidm")),
         Run("scdm", dict(GEN9, objective="scdm"),
-            dialled("latents", 0, 1, 2, 4, 8, 16, 32, 64, ALL)),
+            each("latents", 0, 1, 2, 4, 8, 16, 32, 64, ALL)),
         Run("mdm", dict(GEN9, objective="mdm")),
         Run("mdm-long", dict(GEN9, objective="mdm", max_seconds=240.0)),
     ),
-    # One GPU: 9x9 puzzles, givens in place; ar with the puzzle as a prompt.
+    # One GPU: 9x9 puzzles, givens in place; ar has the prompt layout.
     "sudoku9": (
-        Run("mdm", dict(S9, objective="mdm"), on_tests(*ORDERS_AND_STEPS_OF_ALL, *RESTARTS)),
+        Run("mdm", dict(S9, objective="mdm"), on_tests(*ORDERS_AND_STEPS, *RESTARTS)),
         Run("mdm-long", dict({**S9, **HARD}, objective="mdm", max_seconds=480.0),
-            on_tests(*ORDERS_AND_STEPS_OF_ALL, *RESTARTS)),
+            on_tests(*ORDERS_AND_STEPS, *RESTARTS)),
         Run("scdm", dict(S9, objective="scdm"),
-            on_tests(*(dict(n, **how) for n in dialled("latents", 0, 8, 32, ALL)
+            on_tests(*(dict(n, **how) for n in each("latents", 0, 8, 32, ALL)
                        for how in ORDERS_AND_STEPS))),
-        Run("sidm", dict(S9, objective="sidm"), on_tests(*ORDERS_AND_STEPS_OF_ALL, *RESTARTS, {})),
+        Run("sidm", dict(S9, objective="sidm"), on_tests(*ORDERS_AND_STEPS, *RESTARTS, OF_EIGHT)),
         Run("mtp-1", dict(S9, objective="mtp", window="1"), on_tests({})),
         Run("mtp-all", dict(S9, objective="mtp", window="all"), on_tests({}, *STEPS)),
         Run("ar", dict(S9, objective="ar", layout="prompt"), on_tests({})),
     ),
-    # One GPU: the same puzzles as a prompt, in equal seconds; in place: sudoku9.
+    # One GPU: the prompt layout, in equal seconds; givens in place: sudoku9.
     "layouts": (
         Run("mdm-prompt", dict(S9, objective="mdm", layout="prompt"),
-            on_tests(*ORDERS_AND_STEPS_OF_ALL)),
+            on_tests(*ORDERS_AND_STEPS)),
         Run("sidm-prompt", dict(S9, objective="sidm", layout="prompt"),
-            on_tests(*ORDERS_AND_STEPS_OF_ALL, {})),
+            on_tests(*ORDERS_AND_STEPS, OF_EIGHT)),
     ),
-    # One GPU: what puzzles that no given can be taken from buy, as a share of the training set; a
-    # share of 0: sudoku9.
-    "difficulty": tuple(Run(f"mdm-minimal-{share}", dict(S9, objective="mdm", minimal_share=share),
-                            on_tests({})) for share in (0.2, 0.5, 1.0)),
+    # One GPU: a fraction of minimal puzzles in the training set; a fraction of 0: sudoku9.
+    "difficulty": tuple(
+        Run(f"mdm-minimal-{x}", dict(S9, objective="mdm", minimal_fraction=x), on_tests({}))
+        for x in (0.2, 0.5, 1.0)),
     # Two CPU cores: puzzles of newspapers.
     "sudoku9-cpu": (
         Run("mdm", dict(PRESETS["sudoku9-cpu"], objective="mdm"),
-            ({"test": "own"}, {"test": "kaggle_easy_2000.txt"}), ship=True),
+            ({"test": "in-house"}, {"test": "kaggle_easy_2000.txt"}), ship=True),
     ),
     # One GPU: mtp with one model for each window, and one model for all of them.
     "windows": (
         *(Run(f"mtp-{w}", dict(WINDOWS, window=w)) for w in ("1", "4", "8", "16", "all")),
-        Run("mtp-random", dict(WINDOWS, window="random"), dialled("window", 1, 4, 8, 16, ALL)),
+        Run("mtp-random", dict(WINDOWS, window="random"), each("window", 1, 4, 8, 16, ALL)),
     ),
     # One GPU: star graphs, where only the second token is hard. Five arms get more seconds.
     "star": (
@@ -154,240 +132,194 @@ FINDINGS = {
     ),
     # One GPU: minimal planning, by planning distance.
     "planning": tuple(Run(name, dict(PLANNING, **o)) for name, o in FOUR.items()),
-    # Two CPU cores: star graphs trained live, and a shipped 6x6 model dialled.
+    # Two CPU cores: star graphs trained live, and a shipped 6x6 model at several n.
     "demo": (
         Run("mtp-all", dict(DEMO, objective="mtp", window="all", max_steps=1200,
                             stop_at_solved=0.98)),
         Run("mtp-1", dict(DEMO, objective="mtp", window="1"), steps_of="mtp-all"),
         Run("ar", dict(DEMO, objective="ar"), steps_of="mtp-all"),
-        Run("scdm", {}, dialled("latents", 0, 4, 16, ALL), shipped=DIAL_FILE),
+        Run("scdm", {}, each("latents", 0, 4, 16, ALL), shipped=SHIPPED),
     ),
-    # One GPU: the decoders of other papers, over their knobs, on puzzles and from empty boards.
+    # One GPU: the decoders of other papers, over their parameters, on puzzles and empty boards.
     "decoders": (
         Run("puzzles", dict(S9, objective="mdm"),
-            (*compare.grid("own"), *compare.grid("radcliffe_mixed_2500.txt")), like="sudoku9/mdm"),
-        Run("boards", dict(GEN9, objective="mdm"), compare.grid("own", ceilings=()),
+            (*compare.grid("in-house"), *compare.grid("radcliffe_mixed_2500.txt")),
+            like="sudoku9/mdm"),
+        Run("boards", dict(GEN9, objective="mdm"), compare.grid("in-house", ceilings=()),
             like="sudoku9-gen/mdm"),
     ),
     # One GPU: the checkpoint that the demo ships.
-    "demo-dial": (Run("scdm", DIAL, WHOLE_DIAL, ship=True),),
+    "demo-dial": (Run("scdm", SMALL, WHOLE_DIAL, ship=True),),
 }
 # Samples per row, 2,048 elsewhere. 8,192 boards of 6x6 fill a GPU, so that seconds can be compared.
 NUM = {"demo": 512, "sudoku6": 8192, "windows": 8192, "sudoku9": 1000, "layouts": 1000,
        "difficulty": 1000, "decoders": 512, "sudoku9-cpu": 500}
 
-# The README's board, of the shipped checkpoint: the first seed at which n = 0 and n = all differ.
-BOARD_SEED = 2
-BOARD_MOMENTS = (9, 18, 36)  # cells filled
+# --------------------------------------------------------------------------------------------------
+# EDIT HERE: what each figure draws (how: plumbing/figures.py; the names of rows: plumbing/pages.py)
 
-# The generated parts of the pages.
-PAGES = {"RESULTS.md": ("summary", "puzzles", "table", "blocks", "decoders"),
-         "README.md": ("rows", "board")}
 
+def families(preset, nudge=0, **at):
+    """Both families of objectives. Dotted: two models, trained without and with latents.
+    at: where the label of a run stands, where that is not right of its last row."""
+    pairs = [Curve("", (f"{preset}/{a}", f"{preset}/{b}"), ":", GREY)
+             for a, b in (("sidm", "mdm"), ("mtp-1", "mtp-all"))]
+    labels = {"mtp-1": "mtp, W = 1", "mtp-all": "mtp, W = all"}
+    return (*pairs, *(Curve(labels.get(name, name), f"{preset}/{name}",
+                            at=at.get(name.replace("-", "_"), (-1, 7, 0)),
+                            nudge=nudge if name == "ar" else 0)
+                      for name in ("ar", "mtp-1", "mtp-all", "sidm", "mdm", "scdm")))
+
+
+def four(preset, suffix="", **at):
+    """The four runs of star graphs and of planning."""
+    return tuple(Curve(label, f"{preset}/{name}{suffix}", line,
+                       at=at.get(name.replace("-", "_"), (-1, 5, 0)))
+                 for name, label, line in (
+                     ("ar", "ar", "o-"), ("mtp-1", "mtp, W = 1", "o--"),
+                     ("mtp-all", "mtp, W = all", "o-"), ("mdm", "mdm", "o-")))
+
+
+def puzzles(test, title, mdm=(-1, 6, -4), random=(-1, 6, 0)):
+    """Several cells a pass, one, and restarts: a line from left to right."""
+    of = f"test={test} candidates=all order=confidence"
+    at_random = f"test={test} order=random"
+    return Panel(title, "nfe", (
+        Curve("mdm-long", f"sudoku9/mdm-long {of}", color="#0b2f4e"),
+        Curve("mdm", f"sudoku9/mdm {of}", at=mdm),
+        Curve("sidm", f"sudoku9/sidm {of}"),
+        Curve("mdm, random order", f"sudoku9/mdm {at_random}", "x", at=random),
+        Curve("sidm, random order", f"sudoku9/sidm {at_random}", "x")), log=True)
+
+
+def layouts(test, title):
+    ways = {"random\norder": "order=random", "8 candi-\ndates": "candidates=8",
+            "all candi-\ndates": "candidates=all tokens_per_step=1",
+            "8 cells\na pass": "candidates=all tokens_per_step=8"}
+    runs = (("mdm", "sudoku9/mdm", "o-", 2), ("sidm", "sudoku9/sidm", "o-", 2),
+            ("mdm, prompt", "layouts/mdm-prompt", "o--", -7),
+            ("sidm, prompt", "layouts/sidm-prompt", "o--", 5))
+    return Panel(title, tuple(ways), tuple(
+        Curve(label, tuple(f"{run} test={test} {way}" for way in ways.values()), line,
+              at=(-1, 6, up)) for label, run, line, up in runs))
+
+
+def minimal(test, title, ylim):
+    one = f"test={test} candidates=all order=confidence tokens_per_step=1 restarts=0"
+    curve = Curve("", (f"sudoku9/mdm {one}", f"difficulty/* {one}"), color=COLORS["mdm"])
+    return Panel(title, "minimal_fraction", (curve,), xlabel="fraction of minimal puzzles",
+                 ylim=ylim)
+
+
+def blocks(label, order, color):
+    rows = [f"trained-blocks/block size={size} order={order if size > 1 else '*'}"
+            for size in (1, 3, 9, 27, 81)]
+    return Curve(label, tuple(rows), color=color, at=(-1, 7, 0))
+
+
+def decoder_panels(run, test, ylim, legend):
+    """A panel for each family of decoders, plain in grey in all of them."""
+    of = f"decoders/{run} test={test} decoder="
+
+    def swept(name, color):
+        main = DECODERS[name].main
+        return Curve(name, f"{of}{name} restarts=0 decoder_params={main}=*", color=color)
+
+    def panel(title, x, *names, more=(), legend=legend):
+        curves = [swept(name, f"C{i}") for i, name in enumerate(names)]
+        return Panel(title, x, (swept("plain", GREY), *curves, *more), log=True, ylim=ylim,
+                     legend=legend)
+
+    more = (Curve("restarts", f"{of}plain restarts=[14]*", color="C3"),
+            Curve("all right guesses", f"{of}oracle*all*", "*", INK),
+            Curve("one right guess", f"{of}oracle*one*", "P", INK))
+    return (panel("several cells a pass", "nfe", "threshold", "factor", "med", "eb", "klass"),
+            panel("early exit", "nfe", "prophet", "sched"),
+            panel("cells are undone", "nfe", "rcr", "remdm", "p2", "saber", "wino"),
+            panel("look ahead, drafts, soft masks", "nfe", "ccd", "lookum", "freedave", "lrd"),
+            panel("caches: the same passes, fewer pairs", "tokens", "dkv", "freecache"),
+            panel("blocks, restarts, upper bounds", "nfe", "block", more=more,
+                  legend=legend.replace("right", "left")))
+
+
+TRAINED = (("ar", 0), ("mtp-1", -5), ("mtp-all", 3), ("sidm", 7), ("scdm", 0), ("mdm", 6),
+           ("mdm-long", 0))  # runs, and how far above its curve the label stands
+FIGURES = {  # name: panels in a row, height of a row in inches, panels
+    "boards-9x9": (2, 3.9, (
+        Panel("9x9 boards, against latents", "latents", families(
+            "sudoku9-gen", sidm=(0, 6, 12), mtp_1=(0, 6, 24))),
+        Panel("against measured time", "ms", families(
+            "sudoku9-gen", sidm=(0, -6, 10), mtp_1=(0, -6, -4))))),
+    "boards-9x9-training": (1, 3.6, (Panel("9x9 boards during training", "seconds", tuple(
+        Curve(name, f"sudoku9-gen/{name}", at=(-1, 6, up)) for name, up in TRAINED)),)),
+    "boards-6x6": (2, 3.4, (
+        Panel("6x6 boards, against latents", "latents", families(
+            "sudoku6", -0.15, sidm=(0, 6, 2), mtp_1=(0, 6, -6), mdm=(-1, 6, -5))),
+        Panel("against measured time", "ms", families(
+            "sudoku6", sidm=(0, -6, 0), mtp_1=(0, -6, 0), mdm=(-1, 6, -5))),
+        Panel("demo: the shipped model on a CPU", "latents", (Curve("scdm", "demo/scdm"),)),
+        Panel("against measured time", "ms", (Curve("scdm", "demo/scdm"),)))),
+    "star-graphs": (3, 3.6, (
+        Panel("G(2,5)", "seconds", four("star", "-d2", mdm=(-1, 5, 6), mtp_all=(-1, 5, -8),
+                                        ar=(-1, 5, 7), mtp_1=(-1, 5, -16)), chance=50),
+        Panel("G(5,5)", "seconds", four("star", "-d5", mdm=(-1, 5, 6), mtp_all=(-1, 5, -8),
+                                        ar=(-1, 5, 0)), chance=20),
+        Panel("demo: G(2,4), on a CPU", "seconds", four("demo", mtp_all=(-1, -5, 0),
+                                                        ar=(2, -2, 14), mtp_1=(-1, 0, -9)),
+              chance=50))),
+    "planning": (1, 3.4, (Panel("minimal planning", "distance", four(
+        "planning", " distance=?", ar=(2, 6, 6), mtp_1=(3, 0, 12)), chance=50),)),
+    "puzzles-9x9": (2, 3.3, (
+        puzzles("in-house", "in-house test set", mdm=(-1, 4, -9)),
+        puzzles("radcliffe*", "Radcliffe, five bands of rating"),
+        puzzles("bank*", "diabolical (Sudoku Exchange)", mdm=(-1, 0, -12), random=(-1, -6, 6)),
+        puzzles("top95", "top95"))),
+    "layouts": (2, 3.4, (layouts("in-house", "in-house test set"),
+                         layouts("radcliffe*", "Radcliffe"))),
+    "minimal-puzzles": (3, 2.9, (minimal("radcliffe*", "Radcliffe", (78, 84)),
+                                 minimal("bank*", "diabolical", (62, 80)),
+                                 minimal("top95", "top95", (38, 66)))),
+    "windows": (1, 3.2, (Panel("6x6 boards, mtp", "latents", (
+        Curve("a model for each window", "windows/mtp-[1-9a]*", "o--", at=(0, 8, -8)),
+        Curve("one model, its window random in training", "windows/mtp-random", at=(1, 4, -14))),
+        ylim=(30, 103)),)),
+    "decoders": (2, 2.7, decoder_panels("puzzles", "radcliffe*", (20, 103), "lower right")),
+    "decoders-boards": (2, 2.7, decoder_panels("boards", "in-house", (-2, 104), "upper left")),
+    "trained-blocks": (1, 3.2, (Panel(
+        "9x9 boards, a model for each size of block", ("1", "3", "9", "27", "81"),
+        (blocks("left to right", "left_to_right", "C0"), blocks("random order", "random", "C1")),
+        xlabel="cells of a block"),)),
+    "speed": (1, 3.6, (Panel("scdm: what fewer latents save", "tokens_ratio", (
+        Curve("CPU", "bench-cpu/sample objective=scdm", color="C0", at=(2, 8, -6)),
+        Curve("GPU", "bench-sample/sample objective=scdm", color="C1", at=(2, -8, 6))),
+        y="seconds_ratio", xlabel="pairs, of those at n = all", ylim=(0.4, 1.05)),)),
+    "puzzles-cpu": (1, 3.2, (Panel("9x9 puzzles on two CPU cores, in-house test set", "seconds",
+                                   (Curve("mdm", "sudoku9-cpu/mdm test=in-house"),)),)),
+}
 
 # --------------------------------------------------------------------------------------------------
-# Train and evaluate
-
-
-def do_run(preset, r, seed, args, command):
-    """Train or load one Run, evaluate its dials, write its files -> what its json holds."""
-    device, autocast, _ = choose_device(args.device)
-    file = Path(args.results) / preset / f"{r.name}-seed{seed}.json"
-    trained = f"{r.like or f'{preset}/{r.name}'}-seed{seed}"
-    out = Path(args.out) / trained
-    begun = time.perf_counter()
-    if r.shipped:
-        checkpoint, source, training = HERE / r.shipped, f"loaded from {r.shipped}", None
-    else:
-        config = config_of(preset, r, seed, args, out)
-        checkpoint = out / "ckpt.pt"
-        source, training = train_one(config, device, Path(args.results) / f"{trained}.json")
-    model, task, config = load_model(checkpoint, device)
-    print(f"  {r.name}: {printable(source, 200)}", flush=True)
-    num = args.num or NUM.get(preset, 2048)
-    rows = [evaluate_one(model, task, config, r.name, asked, num, seed, device, autocast, args)
-            for asked in r.grid if test_file(asked, args)]
-    likelihood = None
-    if floor_nats(task) is not None and not r.shipped:
-        nats, error, exact = held_out_nats(model, task, config.objective, config.window,
-                                           min(256, num), 64, device, autocast)
-        likelihood = {"nats_per_cell": nats, "standard_error": error, "exact": exact,
-                      "floor": floor_nats(task)}
-    name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
-    result = {
-        "preset": preset, "name": r.name, "seed": seed, "source": source, "command": command,
-        "params": model.num_params(), "training": training,
-        "wall_seconds": round(time.perf_counter() - begun, 1),
-        "machine": {"device": name, "threads": torch.get_num_threads(),
-                    "torch": str(torch.__version__), "python": platform.python_version()},
-        "date": time.strftime("%Y-%m-%d"), "rows": rows, "likelihood": likelihood,
-        "config": {k: v for k, v in asdict(config).items() if k not in ("out", "data_dir")}}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    log = out / "log.csv"
-    if not r.shipped and log.exists():
-        replace_file(file.with_suffix(".csv"), lambda f: f.write(log.read_bytes()))
-    if r.ship:
-        save_for_sampling(checkpoint, file.with_suffix(".pt"))
-    write_text(file, json.dumps(result, indent=1) + "\n")  # last: where it is, the others are
-    return result
-
-
-def config_of(preset, r, seed, args, out):
-    """-> the Config that a Run trains. Raises BadInput where steps_of has no result to look at."""
-    config = Config(**{**r.config, "seed": seed, "device": args.device, "out": str(out)})
-    config.max_steps = args.max_steps or config.max_steps
-    config.max_seconds = args.max_seconds or config.max_seconds
-    if r.steps_of:
-        other = Path(args.results) / preset / f"{r.steps_of}-seed{seed}.json"
-        if not other.exists():
-            raise BadInput(f"{r.name} trains as many steps as {r.steps_of}, and "
-                           f"{printable(other, 200)} does not exist; run {r.steps_of} first")
-        training = report.read_result(other)["training"]
-        if training is None:
-            raise BadInput(f"{printable(other, 200)}: field training is null, so there are no "
-                           f"steps that {r.name} could take; run {r.steps_of} again")
-        config.max_steps = training["steps"]
-    return config
-
-
-def train_one(config, device, file):
-    """Train, or take up what `config.out` holds -> what was done, and what it took.
-
-    file: the result of the Run whose training it is, perhaps of an earlier call, or of another
-    machine: then it took other steps.
-    """
-    begun = time.perf_counter()
-    watch_memory(device)
-    taken_up = train(config, resume=True) is None
-    if taken_up and file.exists():
-        try:  # it knows what that training took
-            earlier = report.read_result(file)["training"]
-        except BadInput as e:
-            say(f"not used, and written again: {e}")
-            earlier = None
-        steps = load_checkpoint(Path(config.out) / "ckpt.pt")["step"]
-        if earlier and earlier["steps"] == steps:
-            return f"trained earlier, in {config.out}", earlier
-    log = Path(config.out) / "log.csv"
-    logged = read_log(log)
-    try:
-        last = logged[-1]
-        training = {"steps": int(last["step"]), "seconds": float(last["seconds"]),
-                    "loss_nats": float(last["loss_nats"])}
-        if not all(map(math.isfinite, training.values())):
-            raise ValueError
-    except (IndexError, KeyError, TypeError, ValueError):
-        raise BadInput(f"{printable(log, 200)} does not end in a row of numbers; "
-                       "move its folder away to train again") from None
-    peak = peak_memory_gb(device)
-    training["wall_seconds"] = round(time.perf_counter() - begun, 1)
-    training["peak_memory_gb"] = peak and round(peak, 2)
-    return f"trained earlier, in {config.out}" if taken_up else "trained live", training
-
-
-def test_file(asked, args):
-    """-> the file of a test set, "own", or None where --puzzles has no such file."""
-    name = asked.get("test", "own")
-    if name == "own":
-        return name
-    file = Path(args.puzzles or "") / name
-    return file if args.puzzles and file.exists() else None
-
-
-@functools.cache
-def load_test(task, file, num, whole):
-    """-> start, references: `num` own test samples, or the puzzles of a file, or `num` of them."""
-    if file == "own":
-        return task.test_set(num)
-    start, references = load_puzzles(task, file=file)
-    if not whole and len(start) > num:
-        some = torch.linspace(0, len(start) - 1, num).long()  # evenly: files go by difficulty
-        start, references = start[some], references[some]
-    return start, references
-
-
-def evaluate_one(model, task, config, name, asked, num, seed, device, autocast, args):
-    """Evaluate one setting of the dials -> a row."""
-    file = test_file(asked, args)
-    start, references = load_test(task, file, num, "decoder" not in asked)
-    if "decoder" in asked:
-        row = compare.evaluate_decoder(model, task, config.objective, asked, start, references,
-                                       seed, device, autocast)
-        print(f"    {asked}: solved {row['solved']}/{row['num']}, {row['nfe']} passes, "
-              f"{row['seconds']:.1f} s", flush=True)
-        return row
-    dials = make_dials(config.objective, task, config.window,
-                       **{k: v for k, v in asked.items() if k not in ("test", "restarts")})
-    restarts = asked.get("restarts", 0)
-    counts = ("latents", "window", "candidates")
-    shown = (f"{k} {show_count(v, task) if k in counts else v}" for k, v in asked.items())
-    label = " ".join([name, *shown])
-    # The first pass of each shape loads kernels. That is not on the clock, but for puzzle files,
-    # whose shapes are many.
-    if device.type == "cuda" and file == "own":
-        evaluate(model, task, config.objective, dials, start, None, seed, device, autocast)
-    metrics, answers, stats = evaluate(model, task, config.objective, dials, start, references,
-                                       seed, device, autocast, label=label, restarts=restarts)
-    row = {"objective": config.objective,
-           "trained_window": config.window if config.objective == "mtp" else None,
-           "latents": show_count(dials.latents, task), "order": dials.order,
-           "tokens_per_step": dials.tokens_per_step, "temperature": dials.temperature, **metrics}
-    if "test" in asked:
-        row.update(test=asked["test"], restarts=restarts,
-                   candidates=show_count(dials.candidates, task))
-    if task.name == "planning":
-        distance, solved = task.distance(start), stats["solved"]
-        row["by_distance"] = {
-            str(k): [int(solved[distance == k].sum()), int((distance == k).sum())]
-            for k in range(int(distance.max()) + 1)}
-    print(f"    {label}: solved {metrics['solved']}/{metrics['num']} in "
-          f"{metrics['seconds']:.1f} s", flush=True)
-    return row
-
-
-def save_for_sampling(checkpoint, file):
-    """Keep the weights of a checkpoint in bf16, without what only training needs."""
-    saved = load_checkpoint(checkpoint)
-    save_checkpoint({
-        "model": {name: value.bfloat16() for name, value in saved["model"].items()},
-        "step": saved["step"], "versions": saved["versions"],
-        "config": {**asdict(saved["config"]), "out": "", "data_dir": ""}}, file)
+# Command line
 
 
 def order():
-    """What the tables show, and in which order: {preset: [name, ...]}."""
+    """What is shown, and in which order: {preset: [name, ...]}."""
     return {preset: [r.name for r in runs] for preset, runs in FINDINGS.items()}
 
 
 def example_decodes():
-    """One board of the shipped checkpoint, without and with latents -> task, and for each its
-    title, the steps, metrics and the trace.
+    """One board of the shipped checkpoint, without and with latents -> [(title, trace)].
 
     On the CPU whatever --device says, so that it is the same board everywhere.
     """
     cpu, found = torch.device("cpu"), []
-    model, task, config = load_model(HERE / DIAL_FILE, cpu)
+    model, task, config = load_model(HERE / SHIPPED, cpu)
     start, _ = task.test_set(1)
     for title, n in (("n = 0: no latents", 0), ("n = all: all latents", ALL)):
-        dials, history = make_dials(config.objective, task, latents=n), []
-        metrics, answers, stats = evaluate(model, task, config.objective, dials, start, None,
-                                           BOARD_SEED, cpu, nullcontext(), history=history)
-        shown = trace(task, start, None, history, answers, stats, {})
-        found.append((title, history, metrics, shown))
-    return task, found
-
-
-def example_board(results):
-    """That board at a few moments, without and with latents -> Markdown."""
-    task, decodes = example_decodes()
-    columns = [(title, [step.tokens[0, task.P:].tolist() for step in history], metrics["nfe"],
-                metrics["tokens"]) for title, history, metrics, _ in decodes]
-    found = report.load_results(results, order())
-    return report.board(found, columns, BOARD_MOMENTS, task.N, BOARD_SEED)
-
-
-# --------------------------------------------------------------------------------------------------
-# Command line
+        sampling, history = make_sampling_params(config.objective, task, latents=n), []
+        _, answers, stats = evaluate(model, task, config.objective, sampling, start, None,
+                                     BOARD_SEED, cpu, nullcontext(), history=history)
+        found.append((title, trace(task, start, None, history, answers, stats, {})))
+    return found
 
 
 def parse_args(argv):
@@ -398,16 +330,13 @@ def parse_args(argv):
                    help="how many seeds, each trained and evaluated; default 1")
     p.add_argument("--first-seed", type=number(0, 2**31), default=0, help="the first; default 0")
     p.add_argument("--table", action="store_true",
-                   help="print the tables, from the results folder; no training")
-    p.add_argument("--boards", action="store_true",
-                   help="print one board at three moments, without and with latents; no training")
-    p.add_argument("--write", action="store_true",
-                   help="write tables and board into RESULTS.md and README.md; no training")
+                   help="print the rows of the results folder and write all.csv, bench.csv and, "
+                   "where it has a folder pages/, the pages and README.md's findings; no training")
     p.add_argument("--figures", action="store_true",
                    help="draw the figures into the results folder; no training")
     p.add_argument("--animate", action="store_true",
-                   help="draw that board being filled, step by step, as latents.gif into the "
-                   "results folder; no training")
+                   help="draw one board being filled without and with latents, step by step, as "
+                   "latents.gif into the results folder; no training")
     p.add_argument("--results", type=path, default=str(HERE / "results"), metavar="DIR",
                    help="results folder; default: results/ beside this program")
     p.add_argument("--out", type=path, default="out", metavar="DIR",
@@ -426,26 +355,23 @@ def parse_args(argv):
 
 
 def show_results(args):
-    """--table, --boards, --write, --figures, --animate: from the results folder alone."""
-    texts = {}
-    if args.table or args.write:
-        texts.update(report.tables(args.results, order()))
-    if args.table:
-        print("\n\n".join(texts.values()))
-    if args.boards or args.write:
-        texts["board"] = example_board(args.results)
-    if args.boards:
-        print(texts["board"])
-    if args.write:
-        for file in report.write_pages(PAGES, texts, HERE):
-            say(f"wrote {file}")
-    if args.figures:
-        for file in figures.draw(report.load_results(args.results, order()), args.results):
-            print(f"drew {printable(file, 200)}")
+    """--table, --figures, --animate: from the results folder alone."""
     if args.animate:
         file = Path(args.results) / "latents.gif"
-        animate([(title, shown) for title, *_, shown in example_decodes()[1]], file)
+        animate(example_decodes(), file)
         print(f"drew {printable(file, 200)}")
+    if not args.table and not args.figures:
+        return
+    found = report.load_results(args.results, order())
+    if args.table:
+        made = pages.pages(args.results, found, order(), HERE / "README.md")
+        print(report.table(found, order()))
+        for file in pages.write(made):
+            say(f"wrote {file}")
+    if args.figures:
+        rows = [*pages.result_rows(args.results, found), *pages.bench_rows(args.results)]
+        for file in figures.draw(FIGURES, rows, args.results):
+            print(f"drew {printable(file, 200)}")
 
 
 def chosen_runs(args):
@@ -463,25 +389,23 @@ def chosen_runs(args):
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.table or args.boards or args.write or args.figures or args.animate:
+    if args.table or args.figures or args.animate:
         show_results(args)
         return
     if not args.preset:
         raise BadInput(f"nothing to do; give --preset ({', '.join(sorted(FINDINGS))}), --table, "
-                       "--boards, --write, --figures or --animate")
+                       "--figures or --animate")
     runs, out = chosen_runs(args), printable(args.out, 200)
     print(f"preset {args.preset}, {choose_device(args.device)[2]}", flush=True)
     for r in runs:
         how = f"trained here; what {out} already holds is taken up"
         print(f"  {r.name}: {f'loaded from {r.shipped}' if r.shipped else how}", flush=True)
     command = shlex.join(["python", "reproduce.py", *(sys.argv[1:] if argv is None else argv)])
+    args.num = args.num or NUM.get(args.preset, 2048)
     start, done = time.perf_counter(), []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for r in runs:
             done.append(do_run(args.preset, r, seed, args, command))
-    if args.preset == "decoders":
-        print(f"\n{compare.tables(done)}")
-        return
     print(f"\n{report.table({args.preset: done}, order())}\n")
     for line in report.findings(done):
         print(line)

@@ -1,27 +1,62 @@
-"""results/ as pictures: accuracy against latents, seconds, forward passes or training time.
+"""results/ as pictures. What is drawn stands in FIGURES of reproduce.py; here is how.
 
     n latents   W window
 
-`found` is {preset: [result, ...]}, as report.load_results() returns it.
+A figure is a list of panels; a panel holds curves; a curve names its rows as the pages do (see
+pages.py). The figures are as wide as GitHub shows them, so that their text can be read there.
 """
 import functools
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
-from decoders import compare
+import torch
+
+from errors import BadInput, printable
+from model import CAUSAL, visible
+from objectives import OBJECTIVES
 from plumbing.checkpoint import read_log, replace_file
-from plumbing.cli import BadInput, printable
-from plumbing.report import describe, is_amount, pooled
+from plumbing.pages import select
+from plumbing.report import amount
 
-COLORS = {"mdm": "#1b6ca8", "sidm": "#c0392b", "scdm": "#2a9d5c", "mtp": "#8e44ad", "ar": "#7f7f7f"}
+WIDTH = 8.3  # inches, which are 830 pixels on GitHub
+COLORS = {"mdm": "#1b6ca8", "sidm": "#c0392b", "scdm": "#2a9d5c", "mtp": "#8e44ad", "ar": "#555555"}
+ALL = {"sudoku-gen 6x6": 64, "sudoku-gen 9x9": 128}  # where "all" latents stand
+GREY, INK = "#9aa0a6", "#16191d"
+LABELS = {"latents": "latent tokens in each forward pass", "seconds": "training seconds",
+          "ms": "milliseconds per sample", "nfe": "forward passes per sample",
+          "distance": "planning distance", "tokens": "pairs per sample, over all passes",
+          "percent": "solved, %", "seconds_ratio": "seconds, of those at n = all"}
 
 
-def color(objective):
-    return COLORS.get(objective, "#333333")
+@dataclass
+class Curve:
+    """Rows that a line joins. label: where it stands is said in points from one of the rows."""
+    label: str
+    rows: tuple | str  # one or several "preset/run column=value ..."
+    line: str = "o-"  # marker and line of matplotlib
+    color: str = ""  # else that of the objective
+    at: tuple = (-1, 6, 0)  # the label: which row, how far to the right, how far up
+    nudge: float = 0  # moves all of it along x, so that whiskers do not lie on each other
 
 
-def draw(found, folder):
-    """found -> files: puzzles solved against passes; accuracy against latents and time where
-    something is dialled; else accuracy against training."""
+@dataclass
+class Panel:
+    """Solved % over x: a column of the rows, "ms", "seconds" of the logs, or a tuple of ticks."""
+    title: str
+    x: str | tuple
+    curves: tuple
+    chance: float = 0  # %: drawn where it is known
+    log: bool = False
+    legend: str = ""  # where it stands; "": labels at the curves
+    y: str = "percent"
+    xlabel: str = ""
+    ylim: tuple = (-2, 104)
+
+
+def draw(figures, rows, folder):
+    """figures: {name: (panels in a row, height of a row in inches, panels)}; rows: see pages.py
+    -> the files written. A curve without rows is left out, and so is a figure without curves."""
     try:
         import matplotlib
     except ImportError:
@@ -29,191 +64,124 @@ def draw(found, folder):
                        "install it with: pip install matplotlib") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    plt.rcParams.update({"font.size": 9.5, "axes.titlesize": 10.5, "axes.spines.top": False,
+                         "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25})
     files = []
-
-    def save(figure, name):
-        figure.tight_layout()
-        files.append(Path(folder) / f"{name}.png")
-        write = functools.partial(figure.savefig, format="png", dpi=120,
-                                  metadata={"Software": None})
-        replace_file(files[-1], write)
-        plt.close(figure)
-
-    if found.get("decoders"):
-        save(compare.figure(plt, found["decoders"], "decoders: solved against forward passes"),
-             "decoders")
-    for preset, results in found.items():
-        if preset in ("decoders", "windows", "demo-dial", "sudoku9-cpu", "layouts", "difficulty"):
-            continue  # decoders: above; windows: with sudoku6; the others: a table says it
-        rows = pooled(results)
-        training = f"{preset}: accuracy during training ({seeds_of(rows)})"
-        if preset == "sudoku9-gen":  # the others have equal seconds
-            rows = [r for r in rows if r["name"] != "mdm-long"]
-        if preset == "sudoku6":
-            rows = both_families(rows, pooled(found.get("windows", [])))
-        if any(r["test"] for r in rows):
-            figure = draw_puzzles(plt, rows, f"{preset}: puzzles solved against forward passes "
-                                             "(95 % intervals)")
-        elif any(r["latents"] not in (0, "all") for r in rows):
-            counts = {r["seeds"] for r in rows}
-            bars = "whiskers: lowest and highest seed" if counts != {1} else "95 % intervals"
-            bars += ", 95 % interval where one" if {1} < counts else ""
-            figure = draw_dial(plt, rows, f"{preset}: accuracy against latents and against time "
-                                          f"({seeds_of(rows)}, {bars})")
-        else:
-            figure = draw_training(plt, results, training)
-        if figure:
-            save(figure, preset)
-        if preset == "sudoku9-gen":
-            save(draw_training(plt, results, training), f"{preset}-training")
+    for name, (across, height, panels) in figures.items():
+        if any(select(rows, words) for panel in panels for words in rows_named(panel)):
+            files.append(save(plt, draw_panels(plt, rows, across, height, panels), folder, name))
+    files.append(save(plt, draw_rule(plt), folder, "rule"))
     return files
 
 
-def seeds_of(rows):
-    """-> in words, how many seeds the rows have."""
-    few, seeds = min(r["seeds"] for r in rows), max(r["seeds"] for r in rows)
-    return f"{few} to {seeds} seeds" if few < seeds else f"{seeds} seed{'s' * (seeds > 1)}"
+def save(plt, figure, folder, name):
+    file = Path(folder) / f"{name}.png"
+    replace_file(file, functools.partial(figure.savefig, format="png", dpi=120,
+                                         metadata={"Software": None}))
+    plt.close(figure)
+    return file
 
 
-def both_families(sudoku6, windows):
-    """Diffusion from sudoku6, and mtp from windows, once that has been trained."""
-    rows = [r for r in sudoku6 if r["objective"] != "mtp" or not windows] + windows
-    for r in rows:  # one task, but not one training time: the legend shall say that
-        r["task"] = f"{sum(r['train_seconds']) / r['seeds']:.0f} s of training"
-    return rows
+def rows_named(panel):
+    return [words for curve in panel.curves
+            for words in ((curve.rows,) if isinstance(curve.rows, str) else curve.rows)]
 
 
-def lines_of(rows):
-    """Rows that one line connects -> {(objective, which model, task): rows}."""
-    specialists = [r for r in rows if r["window"] not in (None, "random")]
-    lines = {}
-    for r in rows:
-        name = f"W = {r['window']}" if r["window"] else ""
-        if r["window"] == "random":
-            name = "one model, any window"
-        elif r in specialists and len(specialists) > 2:
-            name = "one model per window"
-        lines.setdefault((r["objective"], name, r["task"]), []).append(r)
-    return lines
+# --------------------------------------------------------------------------------------------------
+# Curves
 
 
-def draw_puzzles(plt, rows, title):
-    """A line for each test set and two models: the surest of all cells first, from eight a pass to
-    restarts; with latents (mdm) and without (sidm), or what there is. None: there is neither."""
-    tests = list(dict.fromkeys(r["test"] for r in rows))
-    rows = [r for r in rows if r["candidates"] == "all" or r["order"] == "random"]
-    sure = {r["name"] for r in rows if r["order"] == "confidence"}
-    models = [name for name in ("mdm", "sidm", "mdm-long") if name in sure][:2]
-    if not models:
-        return None
-    figure, axis = plt.subplots(figsize=(8, 4.4))
-    for color, test in zip(plt.get_cmap("viridis").resampled(len(tests) + 1).colors, tests):
-        name = test.removesuffix(".txt").replace("_", " ")
-        for style, cross, model in zip(("-o", ":s"), "x+", models):
-            members = [r for r in rows if r["test"] == test and r["name"] == model]
-            surest = sorted((r for r in members if r["order"] == "confidence"),
-                            key=lambda r: r["nfe"])
-            y = [100 * r["rate"] for r in surest]
-            low = [a - 100 * r["interval"][0] for a, r in zip(y, surest)]
-            high = [100 * r["interval"][1] - a for a, r in zip(y, surest)]
-            axis.errorbar([r["nfe"] for r in surest], y, yerr=[low, high], fmt=style, color=color,
-                          capsize=3, label=name if model == models[0] else None)
-            for r in members:
-                if r["order"] == "random":
-                    axis.plot(r["nfe"], 100 * r["rate"], cross, color=color, ms=8)
-    for style, cross, model in zip(("k-o", "k:s"), ("kx", "k+"), models):
-        of_model = [r for r in rows if r["name"] == model]
-        seconds = of_model[0]["train_seconds"][0]
-        axis.plot([], [], style, label=f"{model}, {seconds:.0f} s, {seeds_of(of_model)}")
-        axis.plot([], [], cross, label=f"{model}, random order")
-    axis.set(title=title, xscale="log", ylim=(-2, 103), ylabel="solved, %",
-             xlabel="forward passes per puzzle: 8, 4, 2, 1 cells a pass, then up to 4, 16 restarts")
-    axis.title.set_fontsize(11)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.grid(alpha=0.25)
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+def draw_panels(plt, rows, across, height, panels):
+    """across: panels in a row; height of each row in inches."""
+    down = math.ceil(len(panels) / across)
+    figure, axes = plt.subplots(down, across, figsize=(WIDTH, height * down), squeeze=False,
+                                layout="constrained")
+    for axis in axes.flat[len(panels):]:
+        axis.axis("off")
+    for i, (axis, panel) in enumerate(zip(axes.flat, panels)):
+        axis.set_title(panel.title, loc="left")
+        for curve in panel.curves:
+            draw_curve(axis, rows, panel, curve)
+        if panel.chance:
+            axis.axhline(panel.chance, color=INK, lw=1, ls=":")
+            axis.annotate(f"chance {panel.chance:g} %", (1, panel.chance), (0, -3),
+                          xycoords=("axes fraction", "data"), textcoords="offset points",
+                          ha="right", va="top", color=INK,
+                          bbox=dict(fc="white", ec="none", pad=0.5, alpha=0.8))
+        dress(axis, panel, rows, first=i % across == 0)
     return figure
 
 
-def draw_dial(plt, rows, title):
-    """Left: solved against latents. Right: against measured milliseconds, of one machine."""
-    most = max(r["latents"] for r in rows if r["latents"] != "all")
-    for r in rows:
-        r["x"] = 2.2 * most if r["latents"] == "all" else r["latents"]
-        r["ms"] = 1000 * r["seconds"] * r["seeds"] / r["num"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    machine = rows[0]["machine"]
-    for i, ((objective, name, task), members) in enumerate(lines_of(rows).items()):
-        label = f"{objective}{', ' + name if name else ''}"
-        label += f" ({task})" if len({r["task"] for r in rows}) > 1 else ""
-        here = [r for r in members if r["machine"] == machine]
-        dashes = "--" if name == "one model per window" else "-"
-        draw_line(left, members, "x", i, dashes, objective, name, label)
-        if here:
-            line = dashes if len(here) == len(members) else ""
-            draw_line(right, here, "ms", i, line, objective, name, label)
-    left.set_xscale("symlog", linthresh=1)
-    ticks = (0, 1, 2, 4, 8, 16, 32, 64, 128, 2.2 * most)
-    ticks = [x for x in ticks if any(r["x"] == x for r in rows)]
-    left.set_xticks(ticks, ["all" if t > most else str(t) for t in ticks])
-    left.minorticks_off()
-    left.set_xlabel("latent tokens in each forward pass (n, or W - 1)")
-    left.set_ylabel("solved, %")
-    left.set_ylim(0, 103)
-    right.set_xlabel(f"milliseconds per sample ({machine})")
-    if max(r["ms"] for r in rows) > 20 * min(r["ms"] for r in rows):
-        right.set_xscale("log")
-        right.xaxis.set_major_formatter("{x:g}")
-        right.xaxis.set_minor_formatter("")
+def draw_curve(axis, rows, panel, curve):
+    """Points with whiskers (lowest and highest seed; of one seed the 95 % interval)."""
+    words = (curve.rows,) if isinstance(curve.rows, str) else curve.rows
+    if isinstance(panel.x, tuple):  # the i-th words are about the i-th tick
+        found = [dict(row, x=i) for i, w in enumerate(words) for row in select(rows, w)[:1]]
     else:
-        right.set_xlim(left=0)
-    for axis in (left, right):
-        axis.grid(alpha=0.25)
-    right.legend(*left.get_legend_handles_labels(), fontsize=8, loc="center left",
-                 bbox_to_anchor=(1.02, 0.5), frameon=False)
-    figure.suptitle(title, fontsize=11)
-    return figure
+        found = [row for w in words for row in select(rows, w)]
+    if not found:
+        return
+    color = curve.color or COLORS.get(found[0].get("objective"), INK)
+    if panel.x == "seconds":
+        curves = [training(log) for log in found[0]["logs"]]
+        for x, y in curves:
+            axis.plot(x, y, curve.line.lstrip("o"), color=color, lw=1.4)
+        points = list(zip(*curves[0]))
+    else:
+        found = sorted(found, key=lambda row: place(row, panel))
+        points = [(place(row, panel) + curve.nudge, row[panel.y]) for row in found]
+        axis.plot(*zip(*points), curve.line, color=color, ms=5, lw=1.6, label=curve.label,
+                  mfc="white" if "--" in curve.line else None)
+        if panel.y == "percent":
+            for (x, y), row in zip(points, found):
+                low, high = row["low"], row["high"]
+                if row["seeds"] > 1:
+                    low, high = (100 * f(row["rates"]) for f in (min, max))
+                axis.plot([x, x], [low, high], color=color, lw=1.2, solid_capstyle="butt")
+    at, right, up = curve.at
+    if not panel.legend:
+        side = "left" if right > 0 else "right" if right < 0 else "center"
+        axis.annotate(curve.label, points[at], (right, up), textcoords="offset points",
+                      color=color, va="center", ha=side)
 
 
-def draw_line(axis, members, x, i, line, objective, name, label):
-    """One model, dialled: points with whiskers, joined by `line`. i: its number on this axis."""
-    members = sorted(members, key=lambda r: r["x"])
-    y = [100 * r["rate"] for r in members]
-    low = [min(r["rates"]) if r["seeds"] > 1 else r["interval"][0] for r in members]
-    high = [max(r["rates"]) if r["seeds"] > 1 else r["interval"][1] for r in members]
-    error = [[max(0, a - 100 * b) for a, b in zip(y, low)],
-             [max(0, 100 * b - a) for a, b in zip(y, high)]]
-    marker = "s" if objective in ("ar", "mtp") else "o"  # squares: left to right
-    at = [0.04 * i if r[x] == 0 else r[x] for r in members]  # whiskers at 0 would lie on each other
-    inside = "white" if name == "one model, any window" else color(objective)
-    if len(members) == 1 and members[0]["latents"] == 0:
-        inside = "none"
-    axis.errorbar(at, y, yerr=error, fmt=line + marker, color=color(objective), mfc=inside,
-                  capsize=3, label=label)
+def place(row, panel):
+    """Where a row stands on the x axis."""
+    if isinstance(panel.x, tuple):
+        return row["x"]
+    if panel.x == "ms":
+        return 1000 * row["seconds"] * row["seeds"] / row["num"]
+    if panel.x == "latents":
+        return math.log2(1 + (ALL[row["task"]] if row["latents"] == "all" else row["latents"]))
+    return float(row[panel.x])
 
 
-def draw_training(plt, results, title):
-    """One panel per task: solved against training seconds, a line for each run and seed."""
-    tasks = list(dict.fromkeys(describe(d["config"]) for d in results))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks) + 1, 4), squeeze=False)
-    for axis, task in zip(axes[0], tasks):
-        for d in (d for d in results if describe(d["config"]) == task):
-            seconds, solved = curve(d["log"])
-            objective, window = d["rows"][0]["objective"], d["rows"][0]["trained_window"]
-            label = objective + (f", W = {window}" if window else "")
-            dashes = "--" if window == "1" else "-"
-            if d["name"] == "mdm-long":  # another schedule: its early points compare with no others
-                dashes, label = ":", f"{label}, {max(seconds, default=0):.0f} s"
-            axis.plot(seconds, solved, dashes, color=color(objective),
-                      label=label if d["seed"] == results[0]["seed"] else None)
-        axis.set(title=task, xlabel="training seconds", ylabel="solved, %", ylim=(-2, 103))
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
-    figure.suptitle(title, fontsize=11)
-    return figure
+def dress(axis, panel, rows, first):
+    """Scales, ticks, limits and names of the axes."""
+    from matplotlib.ticker import LogLocator
+    axis.set_ylim(panel.ylim)
+    if first:
+        axis.set_ylabel(LABELS[panel.y])
+    drawn = [row for words in rows_named(panel) for row in select(rows, words)]
+    machine = f" ({drawn[0]['machine']})" if panel.x == "ms" and drawn else ""
+    axis.set_xlabel((panel.xlabel or LABELS.get(panel.x, "")) + machine)
+    if isinstance(panel.x, tuple):
+        axis.set_xticks(range(len(panel.x)), panel.x)
+        axis.set_xlim(-0.3, len(panel.x) - 0.7)
+    if panel.x == "latents":
+        ticks = {place(row, panel): row["latents"] for row in drawn}
+        axis.set_xticks(list(ticks), list(ticks.values()))
+    if panel.log:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:,g}")
+        axis.xaxis.set_minor_formatter("")
+    if panel.legend:
+        axis.legend(loc=panel.legend, frameon=False, labelcolor="linecolor", handlelength=0.8,
+                    handletextpad=0.4, labelspacing=0.2)
 
 
-def curve(file):
+def training(file):
     """A log -> training seconds and solved %, where there was an evaluation. Raises BadInput."""
     seconds, solved = [], []
     for number, row in enumerate(read_log(file), 2):
@@ -223,9 +191,87 @@ def curve(file):
             second, k, n = float(row["seconds"]), int(row["solved"]), int(row["num"])
         except (KeyError, TypeError, ValueError):
             second, k, n = 0.0, 0, 0
-        if not is_amount(second) or not 0 <= k <= n or n == 0:
+        if not amount(second) or not 0 <= k <= n or n == 0:
             raise BadInput(f"{printable(file, 200)} line {number}: its seconds, solved or num are "
                            "missing or impossible; make the file again, or move it away")
         seconds.append(second)
         solved.append(100 * k / n)
     return seconds, solved
+
+
+# --------------------------------------------------------------------------------------------------
+# The rule as a picture
+
+CELLS, KNOWN = 8, 3
+KINDS = {"known": "#8ab4dd", "latent": "#f2b866", "decoded": "#6fbf8b", "absent": "#eceef1"}
+RULE = ("Row q looks at column k if rank[k] < rank[q], or k is q, or both have the same rank "
+        "<= 0.\nCells 1 to 3 are known. This forward pass decodes cell 4.")
+PICTURES = (  # objective, latents, what to see
+    ("ar", 0, "next token: each cell sees those\nbefore it; cell 3 predicts cell 4"),
+    ("mtp", 2, "window W = 3: all that is\npresent sees all the others"),
+    ("mdm", 4, "masked diffusion: all cells are\npresent and see each other"),
+    ("sidm", 0, "no latents: unknown cells\nare not even present"),
+    ("scdm", 2, "n = 2 latents: each sees those\nof lower rank, cell 4 sees all"))
+
+
+def ranks_of(objective, n):
+    """One pass: cells 1 to 3 known, cell 4 decoded, the next n latent -> kinds and ranks of those
+    that are present, by their cells."""
+    rule = OBJECTIVES[objective]
+    kinds = ["known"] * KNOWN
+    level = [1 - KNOWN + i for i in range(KNOWN)]
+    if not rule.next_token:
+        kinds += ["decoded"] + ["latent"] * n
+        level += [n + 1, *range(1, n + 1)]
+    rank = rule.ranks(torch.tensor([level]), None)
+    if rank is None:  # the fast ways to say all 0, and 1, 2, 3, ...
+        rank = torch.zeros(1, len(level))
+    elif rank is CAUSAL:
+        rank = torch.arange(1, len(level) + 1).unsqueeze(0)
+    return kinds, rank[0]
+
+
+def draw_rule(plt):
+    """What model.visible() says in decoding, an 8 x 8 matrix for each objective."""
+    figure, axes = plt.subplots(2, 3, figsize=(WIDTH, 6.7), layout="constrained")
+    for axis, (objective, n, words) in zip(axes.flat, PICTURES):
+        draw_matrix(axis, *ranks_of(objective, n))
+        axis.text(-2, -4.2, objective, va="top", size=12, weight="bold")
+        axis.text(-2, -2.9, words, va="top", size=9, color=INK)
+    legend = axes.flat[-1]
+    legend.axis("off")
+    legend.set(xlim=(0, 8), ylim=(8.1, -3))
+    kinds = {"known": "known", "decoded": "decoded: unknown, committed\nafter this pass",
+             "latent": "latent: unknown, present,\npredicted, not committed",
+             "absent": "not in this pass"}
+    for i, (kind, words) in enumerate(kinds.items()):
+        legend.add_patch(plt.Rectangle((0, 1.5 * i), 0.9, 0.9, color=KINDS[kind]))
+        legend.text(1.3, 1.5 * i + 0.45, words, va="center")
+    legend.text(0, 6.2, "A filled square: the row's cell\nlooks at the column's cell,\nwhich has "
+                "that colour.", va="top")
+    figure.suptitle(RULE, size=11, x=0.01, ha="left")
+    return figure
+
+
+def draw_matrix(axis, kinds, rank):
+    """Rows look, columns are looked at; the ranks stand on the left."""
+    sees, present = visible(rank).tolist(), len(kinds)
+    kinds = kinds + ["absent"] * (CELLS - present)
+    for q in range(CELLS):
+        for at in ((q, -1.15), (-1.15, q)):  # the names of the cells, coloured
+            axis.add_patch(_square(at, KINDS[kinds[q]]))
+            axis.text(at[0] + 0.5, at[1] + 0.5, q + 1, ha="center", va="center", size=9)
+        said = f"{rank[q]:.0f}" if q < present else ""
+        axis.text(-1.55, q + 0.5, said, ha="center", va="center", size=9, color=INK)
+        for k in range(CELLS):
+            inside = q < present and k < present
+            color = KINDS[kinds[k]] if inside and sees[q][k] else "white" if inside else "#f4f5f7"
+            axis.add_patch(_square((k, q), color))
+    axis.text(-1.55, -0.65, "rank", ha="center", va="center", size=9, color=INK)
+    axis.set(xlim=(-2.1, 8.1), ylim=(8.1, -4.3), aspect="equal")
+    axis.axis("off")
+
+
+def _square(corner, color):
+    from matplotlib.patches import Rectangle
+    return Rectangle(corner, 1, 1, facecolor=color, edgecolor="#c3c9d1", linewidth=0.6)

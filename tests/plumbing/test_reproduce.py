@@ -1,6 +1,6 @@
 """reproduce.py: presets run in miniature, mistakes are one line, the shipped model is what it was.
 
-The README's commands run here too, as they stand; only sizes are cut.
+The commands of the pages run here too, as they stand; only sizes are cut.
 """
 import importlib.util
 import json
@@ -22,18 +22,18 @@ import reproduce
 import sample
 import train
 from conftest import LINE, TINY
-from decoders import block_diffusion, exact
-from objectives import make_dials
+from objectives import ALL, make_sampling_params
 from plumbing import report
 from plumbing.checkpoint import COLUMNS, load_model
-from plumbing.cli import ALL, run
+from plumbing.cli import run
+from studies import block_diffusion, exact
 from viewer import make_live
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RESULTS = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+PAGES = "".join(file.read_text(encoding="utf-8") for file in sorted(ROOT.glob("results/*.md")))
 SHRINK = dict(width=16, depth=1, heads=2, batch_size=8, max_steps=3, max_seconds=0.0,
-              eval_samples=4)
+              eval_samples=4, deep_supervision=0)
 CPU = torch.device("cpu")
 
 
@@ -73,7 +73,6 @@ def test_demo_preset_runs_twice_and_says_what_it_did(tiny_findings, folders, tmp
     first = capsys.readouterr().out
     assert first.count("trained live") >= 3 and "loaded from results/demo-dial" in first
     assert "n = 0 or n = all" in first and "W = 1 or W = all" in first
-    assert "the dial: n = 0" in first
     assert run(reproduce.main, argv) == 0
     assert "trained earlier" in capsys.readouterr().out
     files = list((tmp_path / "r" / "demo").glob("*.json"))
@@ -82,7 +81,7 @@ def test_demo_preset_runs_twice_and_says_what_it_did(tiny_findings, folders, tmp
     assert all({"distinct", "references"} <= r.keys() for r in rows)
     assert not list(tmp_path.glob("r/**/*.tmp"))
     assert run(reproduce.main, ["--table", "--results", str(tmp_path / "r")]) == 0
-    assert "| star G(2,4) | mtp (trained at W = all) | all |" in capsys.readouterr().out
+    assert "| mtp-all | star G(2,4) | all |" in capsys.readouterr().out
 
 
 def test_a_training_is_shared(tiny_findings, folders, tmp_path, capsys):
@@ -125,10 +124,11 @@ def test_mistakes_are_one_line_and_exit_2(argv, words, folders, capsys):
     assert words in said[-1] and "Traceback" not in "".join(said) and "\x1b" not in said[-1]
 
 
-def test_flags_that_shorten_and_the_write_flag(tiny_findings, folders, tmp_path, monkeypatch):
+def test_flags_that_shorten_and_the_pages_of_a_results_folder(tiny_findings, folders, tmp_path,
+                                                               monkeypatch):
     """--only, --first-seed, --max-steps and --max-seconds do what they say, and the json says so.
 
-    --table --write writes the pages beside the program.
+    --table fills in the pages of the folder, and the findings of the README beside the program.
     """
     argv = ["--preset", "demo", "--only", "mtp-all", "--first-seed", "3", "--max-steps", "2",
             "--max-seconds", "50", "--num", "2"]
@@ -142,21 +142,23 @@ def test_flags_that_shorten_and_the_write_flag(tiny_findings, folders, tmp_path,
     assert file.with_suffix(".csv").read_text() == (
         tmp_path / "o" / "demo" / "mtp-all-seed3" / "log.csv").read_text()
     # the pages
-    (tmp_path / "RESULTS.md").write_text(RESULTS, encoding="utf-8")
-    front = ["# A page", "<!-- rows: python reproduce.py --table -->", "<!-- end of rows -->",
-             "text", "<!-- board: python reproduce.py --boards -->", "<!-- end of board -->", "end"]
-    (tmp_path / "README.md").write_text("\n".join(front), encoding="utf-8")
-    shipped = tmp_path / reproduce.DIAL_FILE
-    shipped.parent.mkdir(parents=True)
-    shutil.copyfile(ROOT / reproduce.DIAL_FILE, shipped)
     monkeypatch.setattr(reproduce, "HERE", tmp_path)
-    assert run(reproduce.main, ["--table", "--write", "--results", str(tmp_path / "r")]) == 0
-    written = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
-    assert "| star G(2,4) | mtp (trained at W = all) | all |" in written
-    assert "planning distance:" not in written and written.startswith(RESULTS[:500])
-    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| without latents |" in readme and "0 mistakes" in readme
-    assert readme.startswith("# A page\n") and readme.endswith("-->\nend")
+    pages, table = tmp_path / "r" / "pages", ["--table", "--results", str(tmp_path / "r")]
+    pages.mkdir()
+    (pages / "stars.md").write_text("{{demo/mtp-all counts}} and {{demo/preset command}}\n")
+    (pages / "findings.md").write_text("| {{demo/mtp-all num}} |\n")
+    front = ["# A page", "<!-- findings: python reproduce.py --table -->",
+             "<!-- end of findings -->", "end"]
+    (tmp_path / "README.md").write_text("\n".join(front), encoding="utf-8")
+    assert run(reproduce.main, table) == 0
+    written = (tmp_path / "r" / "stars.md").read_text().splitlines()
+    assert written[1:] == [f"{result['rows'][0]['solved']} of 2 and "
+                           "python reproduce.py --preset demo --only mtp-all"]
+    assert (tmp_path / "README.md").read_text().splitlines() == [*front[:2], "| 2 |", *front[2:]]
+    assert '\ndemo,mtp-all,"star G(2,4)",' in (tmp_path / "r" / "all.csv").read_text()
+    (pages / "stars.md").write_text("new {{demo/ar}}")  # not trained: nothing is written
+    assert run(reproduce.main, table) == 2
+    assert (tmp_path / "r" / "stars.md").read_text().splitlines() == written
 
 
 def test_unwritable_results_folder(tiny_findings, tmp_path, capsys):
@@ -233,19 +235,19 @@ def test_a_damaged_log_is_one_line(content, words, tiny_findings, folders, tmp_p
 # The shipped checkpoint
 
 
-def generate(n, seed=0, num=1, **dials):
+def generate(n, seed=0, num=1, **sampling):
     """Boards of the shipped checkpoint -> task, metrics, start, answers."""
-    model, task, config = load_model(ROOT / reproduce.DIAL_FILE, CPU)
+    model, task, config = load_model(ROOT / reproduce.SHIPPED, CPU)
     start, _ = task.test_set(num)
-    dials = make_dials(config.objective, task, latents=n, **dials)
-    metrics, answers, _ = sample.evaluate(model, task, config.objective, dials, start, None, seed,
-                                          CPU, nullcontext())
+    sampling = make_sampling_params(config.objective, task, latents=n, **sampling)
+    metrics, answers, _ = sample.evaluate(model, task, config.objective, sampling, start, None,
+                                          seed, CPU, nullcontext())
     return task, metrics, start, answers
 
 
 def test_shipped_checkpoint_is_small_and_dialled():
     """At most 1.5M parameters and 3 MB, and its cost falls with the dial as the formula says."""
-    file = ROOT / reproduce.DIAL_FILE
+    file = ROOT / reproduce.SHIPPED
     assert file.stat().st_size <= 3_000_000
     model, _, config = load_model(file, CPU)
     assert model.num_params() <= 1_500_000 and config.objective == "scdm"
@@ -261,35 +263,23 @@ def test_golden_output_of_the_shipped_checkpoint():
     are held as well.
     """
     for n, board in ((0, "235614164253642531513462326145451326"),
-                     (None, "412536356214563142241653124365635421")):
+                     (None, "415263632514154632326145241356563421")):
         task, _, start, answers = generate(n, order="left_to_right", temperature=0.0)
         assert task.format(start[0], answers[0]) == board
 
 
-def test_the_board_of_the_readme(capsys):
-    """It ends as its caption says, and its seed is the first at which n = 0 and n = all differ."""
+def test_the_board_that_moves_on_the_first_page():
+    """It ends as README.md says, and its seed is the first at which n = 0 and n = all differ."""
     solved = [[generate(n, seed)[1]["solved"] for n in (0, ALL)]
               for seed in range(reproduce.BOARD_SEED + 1)]
     assert solved[-1] == [0, 1] and all(zero == all_ for zero, all_ in solved[:-1])
-    assert run(reproduce.main, ["--boards"]) == 0
-    text = capsys.readouterr().out
-    assert re.search(r"[1-9]\d* cells in conflict +0 mistakes\n", text)
-    assert re.search(r" 702 tokens +1,332 tokens\n", text) and text.count("36 forward passes") == 2
-    task, _, _, answers = generate(ALL, reproduce.BOARD_SEED)
-    shown = [line[-19:] for line in text.split("36 of 36")[1].splitlines()[:8]]
-    digits = "".join(re.sub(r"\D", "", line) for line in shown)
-    assert digits == task.encoding.decode(answers[0].tolist())
-    assert max(map(len, text.splitlines())) <= 100
-    assert run(reproduce.main, ["--boards"]) == 0
-    assert capsys.readouterr().out == text
 
 
 # --------------------------------------------------------------------------------------------------
 # Programs and pages
 
 
-@pytest.mark.parametrize("argv", [["reproduce.py", "--table"], ["reproduce.py", "--help"],
-                                  ["bench.py", "--help"]])
+@pytest.mark.parametrize("argv", [["reproduce.py", "--help"], ["bench.py", "--help"]])
 def test_without_docstrings(argv):
     """python -OO drops docstrings and asserts."""
     done = subprocess.run([sys.executable, "-OO", *argv], cwd=ROOT, capture_output=True, text=True)
@@ -304,8 +294,8 @@ def test_signals_are_caught_before_torch_loads(program):
 
 
 def commands():
-    """Every line of the bash blocks of README.md and RESULTS.md that starts with python."""
-    blocks = re.findall(r"```bash\n(.*?)```", README + RESULTS, re.S)
+    """Every line of the bash blocks of README.md and of results/ that starts with python."""
+    blocks = re.findall(r"```bash\n(.*?)```", README + PAGES, re.S)
     lines = [line.split(" #")[0].strip() for b in blocks for line in b.splitlines()]
     return [line for line in lines if line.startswith("python ")]
 
@@ -319,15 +309,15 @@ def cut_down(script, argv, tmp_path, data_dir):
         argv = [*argv, "--preset", "sudoku4", "--repeats", "1", "--batch-size", "2"]
         argv += ["--width", "16", "--depth", "1", "--heads", "2", "--device", "cpu"]
         argv += [] if "--what" in argv else ["--what", "train"]
-    if script == "-m decoders.exact":
+    if script == "-m studies.exact":
         argv = [*argv, "--num", "4", "--decoder", "plain"]
-    if script == "-m decoders.block_diffusion" and argv[0] == "train":
+    if script == "-m studies.block_diffusion" and argv[0] == "train":
         argv = [*argv, "--width", "16", "--depth", "4", "--heads", "2", "--batch-size", "2"]
         argv += ["--max-steps", "2", "--train-size", "20", "--data-dir", data_dir]
-    if script in ("sample.py", "-m decoders.block_diffusion") and "--num" in argv:
+    if script in ("sample.py", "-m studies.block_diffusion") and "--num" in argv:
         at = argv.index("--num") + 1
         argv = [*argv[:at], "2", *argv[at + 1:]]
-    if script == "reproduce.py" and not {"--table", "--boards", "--write"} & set(argv):
+    if script == "reproduce.py" and "--table" not in argv:
         argv = [*argv, "--results", str(tmp_path / "new")]
         small = ["--num", "2", "--seeds", "1", "--out", str(tmp_path / "o")]
         argv += [] if "--figures" in argv else small
@@ -342,12 +332,11 @@ def test_readme_commands_run(tiny_findings, tmp_path, monkeypatch, data_dir, cap
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "HERE", tmp_path)  # some commands write there
     shutil.copytree(ROOT / "results", tmp_path / "results")
-    for page, text in (("README.md", README), ("RESULTS.md", RESULTS)):
-        (tmp_path / page).write_text(text, encoding="utf-8")
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
     (tmp_path / "puzzles.txt").write_text((LINE + "\n") * 3, encoding="utf-8")
     mains = {"train.py": train.main, "sample.py": sample.main, "reproduce.py": reproduce.main,
              "bench.py": bench.main, "viewer/make_live.py": make_live.main,
-             "-m decoders.exact": exact.main, "-m decoders.block_diffusion": block_diffusion.main}
+             "-m studies.exact": exact.main, "-m studies.block_diffusion": block_diffusion.main}
     assert len(commands()) >= 10
     for command in dict.fromkeys(commands()):
         _, script, *argv = shlex.split(command.replace("-m ", "-m\\ "))
@@ -362,13 +351,13 @@ def test_readme_file_map_is_right():
     section = README.split("## File map")[1].split("##")[0]
     named = set(re.findall(r"^    ([\w./]+)", section, re.M))
     assert all((ROOT / n).exists() for n in named), named
-    patterns = ("*.py", "data/[a-z]*.py")
-    assert {str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern)} <= named
+    assert {p.name for p in ROOT.glob("*.py")} <= named
+    assert {f"{p.parent.name}/" for p in ROOT.glob("[a-z]*/*.py")} <= named | {"tests/"}
 
 
 def test_readme_line_links_are_right():
-    """`file.py:name` in README.md and RESULTS.md names something that file defines."""
-    found = re.findall(r"`([\w/]+\.py):(\w+)`", README + RESULTS)
+    """`file.py:name` in README.md and results/ names something that file defines."""
+    found = re.findall(r"`([\w/]+\.py):(\w+)`", README + PAGES)
     assert len(found) >= 5
     for file, name in found:
         source = (ROOT / file).read_text(encoding="utf-8")
