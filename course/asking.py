@@ -1,21 +1,25 @@
-"""The grader's questions: run in a process of its own, with the student's tree and nothing else.
+"""The grader's questions, asked in a process of its own that has the student's tree alone.
 
-    python -I asking.py TREE NUMBER CASES ANSWERS FORBIDDEN
+    python -I asking.py TREE NUMBER CASES ANSWERS FORBIDDEN CODE
 
 CASES and ANSWERS are JSON files. This side calls the student's functions and writes down what they
-return and what they do with the models they are given. It knows no right answer: those are worked
-out by hidden.py, in the process of the grader, which believes nothing but the answers.
+return and what they do with the models they are given. It knows no right answer: hidden.py works
+those out in the process of the grader, which reads these answers and nothing else. Opening a file
+of the folder FORBIDDEN ends the process with exit code CODE.
 """
 import json
 import os
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
-TOUCHED_THE_REFERENCE = 13  # exit code
+if __name__ == "__main__":
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+import torch  # noqa: E402
 
 
 def plain(value):
-    """A tensor, or what holds tensors -> lists, numbers, strings."""
+    """A tensor, or a container of tensors -> lists, numbers, strings."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, dict):
@@ -28,22 +32,22 @@ def plain(value):
 class Table:
     """A 'model' that looks its logits up: (S, K) by position, or (S, V, K) by position and token.
 
-    It remembers every call: tokens, positions, rank, and how many tokens its cache had seen.
+    It remembers every call: tokens, positions, rank, and how many tokens its cache held. Asked for
+    several readings it returns two, the first with the symbols in reverse.
     """
 
     def __init__(self, logits):
-        import torch
         self.logits, self.calls = torch.tensor(logits), []
 
-    def __call__(self, tokens, positions, rank=None, cache=None):
+    def __call__(self, tokens, positions, rank=None, cache=None, read_every=0):
         positions = positions.expand(tokens.shape)
         self.calls.append({"tokens": tokens.tolist(), "positions": positions.tolist(),
                            "rank": plain(rank), "cached": None if cache is None else cache["n"]})
         if cache is not None:
             cache["n"] += tokens.shape[1]
-        if self.logits.dim() == 2:
-            return self.logits[positions]
-        return self.logits[positions, tokens]
+        by_token = self.logits.dim() == 3
+        logits = self.logits[positions, tokens] if by_token else self.logits[positions]
+        return torch.stack([logits.flip(-1), logits]) if read_every else logits
 
     def new_cache(self):
         return {"n": 0}
@@ -55,12 +59,12 @@ def toy(case):
                            unique_answer=False)
 
 
-def raw(turn, W=None):
-    """A ranking that hands the turn through, so that it can be seen in the model's rank."""
-    return turn
+def raw(level, W=None):
+    """A ranking that hands the level through, so that it can be seen in the model's rank."""
+    return level
 
 
-def nothing(turn, W=None):
+def nothing(level, W=None):
     return None
 
 
@@ -69,68 +73,64 @@ def nothing(turn, W=None):
 
 
 def ask_1(case):
-    import torch
-
     from model import visible
     sees = visible(torch.tensor(case["rank"], dtype=getattr(torch, case["dtype"])))
     return {"dtype": str(sees.dtype), "sees": sees.tolist()}
 
 
 def ask_2(case):
-    import torch
-
     import diffusion
-    given = None if case.get("given") is None else torch.tensor(case["given"])
-    if case["kind"] == "turns":
-        turn = diffusion.draw_turns(case["B"], case["A"],
-                                    torch.Generator().manual_seed(case["seed"]), "cpu",
-                                    left_to_right=case["left_to_right"], given=given,
-                                    rates=case["rates"])
-        return {"turn": turn.tolist(), "whole": not turn.is_floating_point()}
+    if case["kind"] != "loss":
+        generator, rates = torch.Generator().manual_seed(case["seed"]), tuple(case["rates"])
+        if case["kind"] == "number":
+            m = diffusion.draw_num_masked(torch.tensor(case["maskable"]), generator, rates)
+            return {"m": m.tolist(), "whole": not m.is_floating_point()}
+        given = torch.tensor(case["given"] * case["copies"])
+        level = diffusion.draw_levels(given, generator, left_to_right=case["left_to_right"],
+                                      rates=rates)
+        return {"level": level.tolist(), "whole": not level.is_floating_point()}
     model = Table(case["logits"])
     ranks = {"raw": raw, "none": nothing}[case["ranks"]]
     W = torch.tensor(case["W"]) if case["tensor"] else case["W"]
-    nats = diffusion.hidden_nats(model, torch.tensor(case["tokens"]), torch.tensor(case["turn"]),
-                                 W, toy(case), ranks)
-    return {"nats": nats.tolist(), "calls": model.calls}
+    loss = diffusion.masked_loss(model, torch.tensor(case["tokens"]), torch.tensor(case["level"]),
+                                 W, toy(case), ranks, read_every=2 * case["readings"])
+    return {"loss": loss.tolist(), "calls": model.calls}
 
 
 def ask_3(case):
-    import torch
-
     import diffusion
     ranks = getattr(diffusion, case["name"])
-    turn = torch.tensor(case["turn"])
-    return [plain(ranks(turn, case["W"])), plain(ranks(turn))]
+    level = torch.tensor(case["level"])
+    return [plain(ranks(level, case["W"])), plain(ranks(level))]
 
 
 def ask_4(case):
-    import torch
-
-    from objectives import OBJECTIVES, Dials, Objective
-    from plumbing.randomness import sample_keys
-    from sample import decode, shares
-    dials = Dials(**case["dials"])
-    if case["kind"] == "shares":
-        return [list(shares(u, dials)) for u in range(1, case["A"] + 1)]
+    from noise import sample_keys
+    from objectives import OBJECTIVES, Objective, SamplingParams
+    from sample import decode
     ranks = {"raw": raw, "none": nothing}[case["ranks"]]
     OBJECTIVES["asked"] = Objective(ranks, left_to_right=case["left_to_right"])
-    model, start = Table(case["logits"]), torch.tensor(case["start"])
+    start, sampling = torch.tensor(case["start"]), SamplingParams(**case["sampling"])
     keys = sample_keys(case["seed"], start, copies_differ=True)
-    tokens, stats = decode(model, toy(case), "asked", start, dials, keys)
-    calls = model.calls[:case["keep"]]
-    return {"tokens": tokens.tolist(), "stats": plain(stats), "calls": calls,
-            "passes": len(model.calls)}
+
+    def decoded(rows):
+        model = Table(case["logits"])
+        tokens, stats = decode(model, toy(case), "asked", start[rows], sampling, keys[rows])
+        return model.calls, tokens.tolist(), stats
+
+    calls, tokens, stats = decoded(slice(None))
+    if case["kind"] == "law":
+        return {"tokens": tokens, "calls": calls[:2]}
+    alone = [decoded(slice(i, i + 1))[1][0] for i in range(len(start))]
+    return {"tokens": tokens, "stats": plain(stats), "calls": calls, "alone": alone}
 
 
 def ask_5(case):
-    import torch
-
     import mtp
     kind = case["kind"]
     if kind == "window":
         W = torch.tensor(case["W"]) if case["tensor"] else case["W"]
-        return plain(mtp.window_sees_itself(torch.tensor(case["turn"]), W))
+        return plain(mtp.window_sees_itself(torch.tensor(case["level"]), W))
     if kind == "draw":
         g = torch.Generator().manual_seed(case["seed"])
         return [int(mtp.draw_window(case["window"], case["A"], g, "cpu"))
@@ -138,12 +138,13 @@ def ask_5(case):
     model, task = Table(case["logits"]), toy(case)
     ranks = {"raw": raw, "causal": mtp.causal}[case["ranks"]]
     start = torch.tensor(case["start"])
-    if kind == "nats":
-        turn = torch.arange(1, task.A + 1).expand(len(start), task.A)
-        nats = mtp.next_token_nats(model, start, turn, task.A, task, ranks)
-        return {"nats": nats.tolist(), "calls": model.calls}
+    if kind == "loss":
+        level = torch.arange(1, task.A + 1).expand(len(start), task.A)
+        loss = mtp.next_token_loss(model, start, level, task.A, task, ranks,
+                                   read_every=2 * case["readings"])
+        return {"loss": loss.tolist(), "calls": model.calls}
+    from noise import sample_keys
     from objectives import OBJECTIVES, Objective
-    from plumbing.randomness import sample_keys
     from sample import decode_next_token
     OBJECTIVES["asked"] = Objective(ranks, left_to_right=True, next_token=True)
     keys = sample_keys(case["seed"], start, copies_differ=True)
@@ -154,8 +155,6 @@ def ask_5(case):
 
 
 def ask_6(case):
-    import torch
-
     from course.ex6 import chance_level, fork_and_after
     prompt = torch.tensor(case["prompt"])
     if case["kind"] == "chance":
@@ -169,8 +168,6 @@ def ask_7(case):
 
 
 def ask_8(case):
-    import torch
-
     from course import ex8
     if case["kind"] == "tv":
         return float(ex8.total_variation(torch.tensor(case["q"], dtype=torch.double)))
@@ -182,16 +179,13 @@ def ask_8(case):
 
 
 def ask_9(case):
-    """Add the row, train three steps, decode; the ranks and tokens of a forward pass in training.
-    """
-    import torch
-
+    """Add the objective, train three steps, decode; then see what a forward pass is given."""
     import objectives
     import train
     from config import Config
     from course.ex9 import sixth
     from data import make_task
-    from plumbing.randomness import sample_keys
+    from noise import sample_keys
     from sample import decode, decode_next_token
     before = list(objectives.OBJECTIVES)
     name, rule = sixth()
@@ -204,23 +198,24 @@ def ask_9(case):
     weights = state.model.head.weight.detach().clone()
     losses = [step(1.0).item() for _ in range(3)]
     moved = (state.model.head.weight - weights).abs().max().item()
-    start, dials = task.test_set(5)[0], objectives.make_dials(name, task)
+    start, sampling = task.test_set(5)[0], objectives.make_sampling_params(name, task)
     keys = sample_keys(case["seed"], start, copies_differ=True)
     if rule.next_token:
-        tokens, _ = decode_next_token(state.model, task, name, start, dials.temperature, keys)
+        tokens, _ = decode_next_token(state.model, task, name, start, sampling.temperature, keys)
     else:
-        tokens, _ = decode(state.model, task, name, start, dials, keys)
+        tokens, _ = decode(state.model, task, name, start, sampling, keys)
     seen = []
-    for turn, W in (*case["turns"], (None, None)):
+    for level, W in (*case["levels"], (None, None)):
         small = toy(case)
-        if turn is None:  # what the objective itself hides
+        if level is None:  # what the objective itself masks
+            given = torch.zeros(1, small.A, dtype=torch.bool)
             g = torch.Generator().manual_seed(case["seed"])
-            drawn, window = rule.hide(1, small.A, "2", g, "cpu", None)
+            drawn, window = rule.mask(given, g, replace(config, window="2"))
         else:
-            drawn, window = torch.tensor([turn]), W
+            drawn, window = torch.tensor([level]), W
         model, x = Table(case["logits"]), torch.tensor([case["tokens"]])
-        nats = rule.nats(model, x, drawn, window, small, rule.ranks)
-        seen.append({**model.calls[0], "nats": nats.tolist(), "turn": drawn.tolist()})
+        loss = rule.loss(model, x, drawn, window, small, rule.ranks)
+        seen.append({**model.calls[0], "loss": loss.tolist(), "level": drawn.tolist()})
     return {"before": before, "name": str(name), "next_token": bool(rule.next_token),
             "losses": losses, "moved": moved, "start": start.tolist(), "tokens": tokens.tolist(),
             "P": task.P, "K": task.K, "seen": seen}
@@ -230,8 +225,8 @@ def ask_9(case):
 # The process
 
 
-def guard(tree, forbidden):
-    """Opening a file of the reference ends this process; an audit hook cannot be taken off."""
+def guard(tree, forbidden, code):
+    """Opening a file of the reference ends this process: nobody can remove an audit hook."""
     allowed = tuple(os.path.realpath(p) + os.sep for p in
                     (tree, os.getcwd(), sys.prefix, sys.base_prefix))
     root = os.path.realpath(forbidden) + os.sep
@@ -240,15 +235,14 @@ def guard(tree, forbidden):
         if event == "open" and isinstance(args[0], str | bytes):
             file = os.path.realpath(os.fsdecode(args[0]))
             if file.startswith(root) and not file.startswith(allowed):
-                os._exit(TOUCHED_THE_REFERENCE)
+                os._exit(code)
 
     if allowed[0] != root:
         sys.addaudithook(hook)
 
 
 def ask(number, cases):
-    """-> answers, one for each case; the last one tells of an error, after which nothing is asked.
-    """
+    """-> an answer for each case. After an error no more is asked, and the last answer names it."""
     answers = []
     for case in cases:
         try:
@@ -260,20 +254,17 @@ def ask(number, cases):
 
 
 def answer(tree, number, cases, answers):
-    """Ask, in the process that is to be spoiled, and write the answers down."""
+    """Ask, and write the answers down; in a process that the student's code may spoil."""
     sys.path.insert(0, tree)
     with open(answers, "x", encoding="utf-8") as file:
-        text = json.dumps(ask(number, cases))
-        file.write(text)
+        file.write(json.dumps(ask(number, cases)))
 
 
-def main(tree, number, cases, answers, forbidden):
+def main(tree, number, cases, answers, forbidden, code):
     with open(cases, encoding="utf-8") as file:
         cases = json.load(file)
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    import torch
     torch.set_num_threads(1)
-    guard(tree, forbidden)
+    guard(tree, forbidden, int(code))
     answer(tree, int(number), cases, answers)
 
 

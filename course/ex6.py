@@ -1,4 +1,4 @@
-"""Exercise 6, the star graph: where a path goes wrong, and what guessing would reach.
+"""Exercise 6, the star graph: where a path goes wrong, and how often a guess is right.
 
     B batch   P prompt positions   E edges   A answer positions (the nodes of the path)
 
@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
 import torch
 
-from objectives import make_dials
+from objectives import make_sampling_params
 from plumbing.checkpoint import load_model
 from plumbing.cli import BadInput, Parser, choose_device, end, number, path, run
 from sample import evaluate
@@ -25,11 +25,11 @@ def edges_of(prompt):
 
 
 def chance_level(prompt, A):
-    """The share of graphs that a random walk solves: prompt (B, P), A nodes in a path -> float.
+    """The fraction of graphs that a random walk solves: prompt (B, P), A nodes in a path -> float.
 
-    The walk begins at the start and takes A - 1 steps. Each follows one of the edges that leave the
-    node, all of them equally likely; where none leaves, the walk has failed. It solves a graph if
-    its last node is the goal. (So on a star with d arms of l = A nodes it is 1/d.)
+    The walk begins at the start and takes A - 1 steps. Each step follows one of the edges that
+    leave the node, all of them equally likely; where no edge leaves, the walk fails. The walk
+    solves a graph if its last node is the goal. (On a star with d arms of l = A nodes this is 1/d.)
     """
     total = 0.0
     for edges, start, goal in zip(*(part.tolist() for part in edges_of(prompt))):
@@ -46,11 +46,11 @@ def chance_level(prompt, A):
 
 
 def fork_and_after(prompt, answers):
-    """Where a path is right: prompt (B, P) of star graphs, answers (B, A) -> two shares, floats.
+    """Where a path is right: prompt (B, P) of star graphs, answers (B, A) -> two rates, floats.
 
-    1. At the fork: the second node of the answer is the one from which the goal can be reached.
+    1. At the fork: the answers whose second node is the one that leads to the goal.
     2. After it: of all later steps (B times A - 2 of them) those that follow an edge, wherever they
-       lead. Only the graph tells what is right; no reference is read.
+       lead. The graph alone says what is right; no reference is needed.
     """
     edges, start, goal = edges_of(prompt)
     right = goal.clone()  # walk back from the goal: every node but the start has one predecessor
@@ -73,8 +73,8 @@ def main(argv=None):
     if task.name != "star":
         raise BadInput(f"{args.ckpt} is a model of {task.name}, not of star graphs")
     start, references = task.test_set(args.num)
-    dials = make_dials(config.objective, task, config.window)
-    metrics, answers, _ = evaluate(model, task, config.objective, dials, start, references, 0,
+    sampling = make_sampling_params(config.objective, task, config.window)
+    metrics, answers, _ = evaluate(model, task, config.objective, sampling, start, references, 0,
                                    device, autocast)
     fork, after = fork_and_after(start[:, :task.P], answers)
     low, high = metrics["interval"]

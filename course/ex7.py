@@ -13,7 +13,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)
 
-from objectives import make_dials, show_count
+from objectives import make_sampling_params, show_count
 from plumbing.checkpoint import load_model
 from plumbing.cli import ALL, Parser, choose_device, end, number, path, run
 from sample import evaluate
@@ -39,11 +39,11 @@ def main(argv=None):
     start, references = task.test_set(args.num)
     print("latents  tokens  seconds  solved  95 % interval")
     for n in args.latents:
-        dials = make_dials(config.objective, task, config.window, latents=n)
-        metrics, _, _ = evaluate(model, task, config.objective, dials, start, references,
+        sampling = make_sampling_params(config.objective, task, config.window, latents=n)
+        metrics, _, _ = evaluate(model, task, config.objective, sampling, start, references,
                                  args.seed, device, autocast)
         low, high = metrics["interval"]
-        print(f"{show_count(n, task):>7}  {metrics['tokens']:6}  {metrics['seconds']:7.1f}  "
+        print(f"{show_count(n, task.A - 1):>7}  {metrics['tokens']:6}  {metrics['seconds']:7.1f}  "
               f"{metrics['solved_rate']:6.1%}  {low:6.1%} to {high:6.1%}  {bar(low, high)}",
               flush=True)
 

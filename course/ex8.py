@@ -2,9 +2,9 @@
 
     M boards, all equally likely   A cells   k cells per step   H entropy, in nats
 
-The sampler knows the truth: each cell is drawn from its exact distribution given the cells that are
-known when the step begins. One cell per step it makes every board with probability 1/M, in any
-order. With more, the cells of a step are drawn without looking at each other.
+The sampler knows the truth: it draws each cell from the exact distribution of that cell given the
+cells that are known when the step begins. With one cell per step it makes every board with
+probability 1/M, in any order. With more, it draws the cells of a step independently.
 
     python course/ex8.py            # all 288 boards of 4x4: total variation against its bound
 """
@@ -56,7 +56,7 @@ def entropies(boards, columns):
 
 
 def dependence(boards, cells):
-    """What drawing these cells apart from each other loses: boards (M, A) -> float, in nats.
+    """What is lost by drawing these cells independently: boards (M, A) -> float, in nats.
 
     The sum of the H of each cell, less the H of all of them together; this is KL(truth || sampler)
     of the step.
@@ -74,7 +74,7 @@ def entropy_bound(boards, cells):
 
 
 def over_steps(boards, order, k, of_step):
-    """The sum over the steps of of_step(), averaged over what may be known -> float, in nats."""
+    """The sum of of_step() over the steps, averaged over what may be known -> float, in nats."""
     total = 0.0
     for i in range(0, len(order), k):
         known, cells = list(order[:i]), list(order[i:i + k])

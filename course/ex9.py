@@ -1,4 +1,4 @@
-"""Exercise 9, open: an objective of your own, a row of the table of objectives.py.
+"""Exercise 9, open: an objective of your own, a new entry of the table in objectives.py.
 
     python course/ex9.py --preset demo --out out/own        # trains it; flags as for train.py
 """
@@ -17,19 +17,20 @@ from plumbing.cli import end, run
 
 
 def sixth():
-    """Your objective -> its name, its row. (What is below it in the file trains it as it is.)
+    """-> the name and the Objective of your own. (main() below trains it as it is.)
 
-    Any ranking, hiding and loss will do, as long as who sees whom differs from all five in
-    objectives.py, nothing that is scored is seen, it trains, and it decodes.
+    You may choose any ranking, masks and loss, as long as the ranking differs from the five of
+    objectives.py, the model never sees a token that it is scored on, and the objective trains and
+    decodes.
     """
     # prefix: the next token is predicted as by ar, but the prompt sees itself both ways
-    return "prefix", Objective(diffusion.semi_causal, mtp.hide_nothing, mtp.next_token_nats,
-                               left_to_right=True, next_token=True, dials=("temperature",))
+    return "prefix", Objective(diffusion.semi_causal, mtp.mask_nothing, mtp.next_token_loss,
+                               left_to_right=True, next_token=True, sampling=("temperature",))
 
 
 def main(argv=None):
-    name, row = sixth()
-    OBJECTIVES[name] = row
+    name, objective = sixth()
+    OBJECTIVES[name] = objective
     argv = sys.argv[1:] if argv is None else argv
     return train.main(["--objective", name, *argv])
 

@@ -1,8 +1,8 @@
-"""The exercises: number, title, points, what the starter leaves to the student, what turns green.
+"""The table of exercises: number, title, points, and the functions that the student writes.
 
-The starter is cut from the real files along this table (make_starter.py), the tests that are red
-before an exercise is solved are course/tests/test_ex<number>.py (all of them, and nothing else),
-and the questions of the grader are ask_<number> in asking.py and check_<number> in hidden.py.
+make_starter.py cuts these functions out of the real files. As long as exercise k is not solved, all
+tests of course/tests/test_ex<k>.py fail, and no others. The grader asks with ask_<k> in asking.py
+and compares with check_<k> in hidden.py.
 """
 from pathlib import Path
 from typing import NamedTuple
@@ -25,13 +25,13 @@ class Exercise(NamedTuple):
 EXERCISES = (
     Exercise(1, "who may look at whom", 10, (("model.py", "visible"),)),
     Exercise(2, "the masking process and the bound", 15,
-             (("diffusion.py", "draw_turns", "hidden_nats"),)),
+             (("diffusion.py", "draw_num_masked", "draw_levels", "masked_loss"),)),
     Exercise(3, "mdm, sidm and scdm are rankings", 10,
              (("diffusion.py", "joint", "independent", "semi_causal"),)),
     Exercise(4, "decode with absent latents, and its cost", 15,
-             (("sample.py", "shares", "line_up", "seats", "arrange"),)),
+             (("sample.py", "decode_pass"),)),
     Exercise(5, "next token with a cache, and a window of latents", 15,
-             (("mtp.py", "window_sees_itself", "draw_window", "next_token_nats"),
+             (("mtp.py", "window_sees_itself", "draw_window", "next_token_loss"),
               ("sample.py", "decode_next_token"))),
     Exercise(6, "the star graph: a guess at the fork", 10,
              (("course/ex6.py", "chance_level", "fork_and_after"),)),

@@ -4,10 +4,9 @@
     python course/grade.py TREE --json           # one JSON object on stdout
     python course/grade.py TREE --seed 7         # the same questions again
 
-The student's code runs in that process only, and what counts is what its functions return and do:
-asking.py writes it down, and hidden.py compares it here with answers that are worked out anew. So
-printing, leaving early, or a changed test proves nothing. It is no jail: grade the code of people
-who would attack the machine inside a container.
+The student's code runs in that process only. asking.py writes down what its functions return and
+do, and hidden.py compares that here with answers that it works out anew. So printing, exiting early
+or changing a test gains nothing. This is no sandbox: grade strangers' code in a container.
 """
 import json
 import os
@@ -25,15 +24,15 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from course import hidden
-from course.asking import TOUCHED_THE_REFERENCE
 from course.exercises import EXERCISES, ROOT
 from plumbing.cli import BadInput, Parser, end, number, path, printable, run
 
 MEMORY, FILES = 6 << 30, 64 << 20  # bytes: of data, and of each file that is written
+TOUCHED_THE_REFERENCE = 13  # exit code of asking.py
 
 
 def cases_of(exercise, seed):
-    """The questions, as they look after a trip through JSON."""
+    """The questions, written to JSON and read again."""
     cases = getattr(hidden, f"cases_{exercise.number}")(random.Random(f"{seed} {exercise.number}"))
     return json.loads(json.dumps(cases))
 
@@ -52,7 +51,7 @@ def verdict(exercise, cases, answers):
             check(case, answer["is"])
         except hidden.Wrong as e:
             return str(e)
-        except Exception:  # an answer of another form than any right one has
+        except Exception:  # the answer does not have the form of a right one
             return "returns something of another form"
     return "" if len(answers) == len(cases) else "not all questions were answered"
 
@@ -73,7 +72,7 @@ def asked(tree, exercise, cases, seconds):
         shutil.copyfile(ROOT / "course" / "asking.py", room / "asking.py")
         (room / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
         argv = [sys.executable, "-I", "-B", "asking.py", str(tree), str(exercise.number),
-                "cases.json", "answers.json", str(ROOT)]
+                "cases.json", "answers.json", str(ROOT), str(TOUCHED_THE_REFERENCE)]
         env = {"OMP_NUM_THREADS": "1", "HOME": folder, "TMPDIR": folder, "TQDM_DISABLE": "1",
                "PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8", "CUDA_VISIBLE_DEVICES": ""}
         child = subprocess.Popen(argv, cwd=room, env=env, stdin=subprocess.DEVNULL,
@@ -101,7 +100,7 @@ def asked(tree, exercise, cases, seconds):
 
 
 def tests_changed(tree, exercise):
-    """Is the handed-out test of this exercise another one than was handed out?"""
+    """Did the student change the test of this exercise that was handed out?"""
     try:
         theirs = (tree / exercise.red_tests).read_bytes().split()
     except OSError:
@@ -119,7 +118,7 @@ def why_not(tree, exercise, seed, seconds):
 
 
 def grade(tree, exercises, seed, seconds):
-    """-> the report, as it is printed with --json."""
+    """-> the report that --json prints."""
     rows = []
     for e in exercises:
         why = why_not(tree, e, seed, seconds)

@@ -1,17 +1,18 @@
 """What the grader asks, and what is right: cases from a fresh seed, answers by brute force.
 
     B batch   P prompt   A answer cells   S = P + A   K symbols   MASK = K
-    turn <= 0 known, 1, 2, 3, ... unknown   c candidates   n latents   W window
+    level <= 0 known, 1, 2, 3, ... unknown   u unknown cells   c candidates   n latents   W window
 
 cases_<k>(r) draws the cases of exercise k from a random.Random; check_<k>(case, answer) raises
-Wrong with a sentence that tells what is wrong and no number of the case. Nothing here calls the
-project's solutions, and no student's code runs in this process: see asking.py. Statistical bounds
-are six standard errors.
+Wrong with a sentence that says what is wrong and no number of the case. Nothing here calls the
+project's solutions, and no student's code runs in this process: see asking.py. The statistical
+bounds are six standard errors wide.
 """
 import itertools
 import math
 
 NEAR = 1e-4  # fp32 against sums in double precision
+UNIFORM = [1.0, 1.0, 0.0]
 
 
 class Wrong(Exception):
@@ -27,9 +28,9 @@ def close(a, b, tolerance=NEAR):
     return math.isfinite(a) and abs(a - b) <= tolerance * max(1.0, abs(b))
 
 
-def within(share, p, n):
-    """Is an observed share of n draws within six standard errors of p?"""
-    return abs(share - p) <= 6 * math.sqrt(p * (1 - p) / n) + 1e-9
+def within(rate, p, n):
+    """Is a rate observed in n draws within six standard errors of p?"""
+    return abs(rate - p) <= 6 * math.sqrt(p * (1 - p) / n) + 1e-9
 
 
 def table(r, *shape):
@@ -44,6 +45,15 @@ def nll(logits, symbol):
     return most + math.log(sum(math.exp(x - most) for x in logits)) - logits[symbol]
 
 
+def softmax(logits):
+    return [math.exp(-nll(logits, symbol)) for symbol in range(len(logits))]
+
+
+def readings_of(logits, readings):
+    """What asking.Table returns: the prediction, or two readings, the first one reversed."""
+    return [logits[::-1], logits] if readings else [logits]
+
+
 def sees(rank):
     """The rule, pair by pair: rank (T,) -> T rows of T."""
     return [[k < q or i == j or (k == q and q <= 0) for j, k in enumerate(rank)]
@@ -51,7 +61,7 @@ def sees(rank):
 
 
 def sees_or_all(rank, T):
-    """None and "causal" stand for ranks, too."""
+    """None and "causal" stand for ranks, too; of several rows the first counts."""
     rank = {"causal": list(range(1, T + 1)), None: [0] * T}.get(
         rank if rank is None or isinstance(rank, str) else 0, rank)
     while isinstance(rank[0], list):
@@ -59,11 +69,11 @@ def sees_or_all(rank, T):
     return sees(rank)
 
 
-def random_turn(r, A, m):
+def random_level(r, A, m):
     """A random order: known cells 0, -1, ..., m unknown ones 1..m."""
-    turn = [i + 1 - (A - m) for i in range(A)]
-    r.shuffle(turn)
-    return turn
+    level = [i + 1 - (A - m) for i in range(A)]
+    r.shuffle(level)
+    return level
 
 
 # --------------------------------------------------------------------------------------------------
@@ -96,92 +106,106 @@ def check_1(case, answer):
 
 
 def cases_2(r):
-    A, cases = r.randint(4, 6), []
-    plain = {"kind": "turns", "B": 2400, "A": A, "left_to_right": False, "given": None,
-             "rates": [1.0, 1.0, 0.0]}
+    A = r.randint(4, 6)
     row = [False] * (A - 1) + [True]
     r.shuffle(row)
+    none, mixed = [False] * A, [3.0, 1.0, r.choice((0.2, 0.25, 0.4))]
     ragged = [[r.random() < 0.4 for _ in range(A - 1)] + [False] for _ in range(200)]
-    for change in ({}, {"left_to_right": True}, {"given": [row] * 2400}, {"rates": [3.0, 2.0, 0.0]},
-                   {"given": [row] * 300, "B": 300, "left_to_right": True},
-                   {"given": ragged, "B": 200},
-                   {"rates": [3.0, 1.0, r.choice((0.2, 0.25, 0.4))], "left_to_right": True,
-                    "given": [row] * 2400}):
-        cases.append({**plain, **change, "seed": r.randrange(10**6)})
+    cases = [{"kind": "number", "maskable": maskable, "rates": rates, "seed": r.randrange(10**6)}
+             for maskable, rates in (([A] * 2400, UNIFORM), ([A] * 2400, [3.0, 2.0, 0.0]),
+                                     ([A] * 2400, mixed),
+                                     ([A - sum(given) for given in ragged], UNIFORM))]
+    cases += [{"kind": "levels", "given": given, "copies": copies, "left_to_right": left_to_right,
+               "rates": rates, "seed": r.randrange(10**6)}
+              for given, copies, left_to_right, rates in (
+                  ([none], 2400, False, UNIFORM), ([none], 2400, True, UNIFORM),
+                  ([row], 2400, False, UNIFORM), ([none], 2400, False, [3.0, 2.0, 0.0]),
+                  ([row], 300, True, UNIFORM), (ragged, 1, False, UNIFORM),
+                  ([row], 2400, True, mixed))]
     for i in range(8):
         P, A, K = r.randint(1, 3), 4 + i % 2, 3
-        B = 5
-        turn = [random_turn(r, A, 1 + (i + b) % A) for b in range(B)]
-        tokens = [[K + 1] * P + [r.randrange(K) for _ in range(A)] for _ in range(B)]
-        cases.append({"kind": "nats", "P": P, "A": A, "K": K, "turn": turn, "tokens": tokens,
+        level = [random_level(r, A, 1 + (i + b) % A) for b in range(5)]
+        tokens = [[K + 1] * P + [r.randrange(K) for _ in range(A)] for _ in level]
+        cases.append({"kind": "loss", "P": P, "A": A, "K": K, "level": level, "tokens": tokens,
                       "logits": table(r, P + A, K), "ranks": ("raw", "none")[i % 2],
-                      "W": A if i < 4 else r.randint(1, 2), "tensor": i > 5})
+                      "W": A if i < 4 else r.randint(1, 2), "tensor": i > 5, "readings": i % 4 > 1})
     return cases
 
 
 def check_2(case, answer):
-    if case["kind"] == "nats":
-        return check_nats(case, answer)
-    A, turns, given = case["A"], answer["turn"], case["given"]
-    claim(answer["whole"] and len(turns) == case["B"] and all(len(t) == A for t in turns),
-          "draw_turns() returns no (B, A) integers")
-    for b, turn in enumerate(turns):
-        hidden = [t for t in turn if t > 0]
-        claim(hidden, "draw_turns() hides no cell at all in some sample")
-        claim(sorted(hidden) == list(range(1, len(hidden) + 1)), "the turns are not 1..m")
-        free = [i for i in range(A) if given is None or not given[b][i]]
-        claim(all(i in free for i in range(A) if turn[i] > 0), "draw_turns() hides a given cell")
+    {"number": check_number, "levels": check_levels, "loss": check_loss}[case["kind"]](case, answer)
+
+
+def check_number(case, answer):
+    claim(answer["whole"], "draw_num_masked() returns no integers")
+    check_strata(answer["m"], case["maskable"], case["rates"])
+
+
+def check_strata(m, maskable, rates):
+    """Of samples with equally many maskable cells each m is as frequent as its rates say."""
+    claim(len(m) == len(maskable) and all(1 <= x <= F for x, F in zip(m, maskable)),
+          "the number of masked cells is not in 1..maskable")
+    a, b, uniform = rates
+    few, F = math.ceil(uniform * len(m)), maskable[0]
+    for part, a, b in ((m[:few], 1, 1), (m[few:], a, b)) if min(maskable) == max(maskable) else ():
+        below = [1 - (1 - (x / F) ** a) ** b for x in range(F + 1)]  # P(x or fewer are masked)
+        claim(all(abs(part.count(x) - len(part) * (below[x] - below[x - 1])) <= 2
+                  for x in range(1, F + 1)),
+              "m does not have the distribution of its rates (uniform at 1, 1, 0), stratified over "
+              "the batch")
+
+
+def check_levels(case, answer):
+    levels, given = answer["level"], case["given"] * case["copies"]
+    claim(answer["whole"] and [len(level) for level in levels] == [len(row) for row in given],
+          "draw_levels() returns no (B, A) integers")
+    maskable = [[i for i, known in enumerate(row) if not known] for row in given]
+    m = [sum(t > 0 for t in level) for level in levels]
+    for level, cells, count in zip(levels, maskable, m):
+        masked = [i for i, t in enumerate(level) if t > 0]
+        claim(set(masked) <= set(cells), "draw_levels() masks a given cell")
+        claim(sorted(level[i] for i in masked) == list(range(1, count + 1)),
+              "the levels are not 1..m")
         if case["left_to_right"]:
-            last = free[len(free) - len(hidden):]
-            claim([turn[i] for i in last] == list(range(1, len(hidden) + 1)),
-                  "left to right: the hidden cells are not the last ones in their order")
-    if given is None or all(row == given[0] for row in given):
-        a, b, uniform = case["rates"]
-        few = math.ceil(uniform * case["B"])
-        if few:
-            check_law(turns[:few], free, case["left_to_right"], 1, 1)
-        check_law(turns[few:], free, case["left_to_right"], a, b)
-
-
-def check_law(turns, free, left_to_right, a, b):
-    """m is stratified; given m, every order of the free cells is equally likely."""
-    B, F = len(turns), len(free)
-    groups = {m: [t for t in turns if sum(x > 0 for x in t) == m] for m in range(1, F + 1)}
-    below = [1 - (1 - (m / F) ** a) ** b for m in range(F + 1)]  # P(m or fewer are hidden)
-    claim(all(abs(len(g) - B * (below[m] - below[m - 1])) <= 2 for m, g in groups.items()),
-          "m, of the cells that may be hidden, does not have the law of its rates (uniform at "
-          "1, 1), stratified over the batch")
-    if left_to_right:
+            claim([level[i] for i in cells[len(cells) - count:]] == list(range(1, count + 1)),
+                  "left to right: the masked cells are not the last ones in their order")
+    check_strata(m, [len(cells) for cells in maskable], case["rates"])
+    if case["left_to_right"] or len(case["given"]) > 1:
         return
-    for m, group in groups.items():
-        for i in free:
-            claim(within(sum(t[i] > 0 for t in group) / len(group), m / F, len(group)),
-                  "some cells are hidden more often than others")
-            first = sum(t[i] == 1 for t in group) / len(group)
-            claim(within(first, 1 / F, len(group)), "some cells come first more often than others")
+    cells, F = maskable[0], len(maskable[0])
+    for count in range(1, F + 1):  # whatever m is, every order of the cells is equally likely
+        group = [level for level, x in zip(levels, m) if x == count]
+        for i in cells:
+            claim(within(sum(t[i] > 0 for t in group) / len(group), count / F, len(group)),
+                  "some cells are masked more often than others")
+            claim(within(sum(t[i] == 1 for t in group) / len(group), 1 / F, len(group)),
+                  "some cells come first more often than others")
 
 
-def check_nats(case, answer):
+def check_loss(case, answer):
     P, K = case["P"], case["K"]
-    claim(len(answer["calls"]) == 1, "hidden_nats() needs one forward pass")
+    claim(len(answer["calls"]) == 1, "masked_loss() needs one forward pass")
     call = answer["calls"][0]
-    for b, turn in enumerate(case["turn"]):
+    for b, level in enumerate(case["level"]):
         tokens, (seen, places) = case["tokens"][b], (call["tokens"][b], call["positions"][b])
-        noisy = tokens[:P] + [K if t > 0 else x for t, x in zip(turn, tokens[P:])]
+        noisy = tokens[:P] + [K if t > 0 else x for t, x in zip(level, tokens[P:])]
         claim(len(seen) == len(noisy), "the model does not get prompt and answer")
-        leak = any(t > 0 and seen[P + i] != K for i, t in enumerate(turn))
-        claim(not leak, "a hidden symbol is fed to the model")
-        claim(seen == noisy, "more than the hidden cells is masked")
+        leak = any(t > 0 and seen[P + i] != K for i, t in enumerate(level))
+        claim(not leak, "the model reads a symbol that should be masked")
+        claim(seen == noisy, "more than the masked cells is changed")
         claim(places == list(range(len(noisy))), "the positions are not 0..S-1")
-        scored = [i for i, t in enumerate(turn) if 0 < t <= case["W"]]
-        right = sum(nll(case["logits"][P + i], tokens[P + i]) for i in scored) / len(scored)
-        claim(close(answer["nats"][b], right),
-              "the loss is not the mean of -log p over the first W hidden cells")
+        scored = [i for i, t in enumerate(level) if 0 < t <= case["W"]]
+        for r in range(1 + case["readings"]):
+            right = sum(nll(readings_of(case["logits"][P + i], case["readings"])[r], tokens[P + i])
+                        for i in scored) / len(scored)
+            loss = answer["loss"][r][b] if case["readings"] else answer["loss"][b]
+            claim(close(loss, right),
+                  "the loss is not the mean of -log p over the first W masked cells")
     rank = call["rank"]
     if case["ranks"] == "none":
         claim(rank is None or sees_or_all(rank, 2)[0][1], "a ranking of None sees everything")
         return
-    claim(rank == [[0] * P + turn for turn in case["turn"]],
+    claim(rank == [[0] * P + level for level in case["level"]],
           "the rank is not the objective's ranking behind a prompt of rank 0")
 
 
@@ -190,7 +214,7 @@ def check_nats(case, answer):
 
 
 def cases_3(r):
-    return [{"name": name, "turn": [random_turn(r, A, r.randint(1, A - 1)) for _ in range(3)],
+    return [{"name": name, "level": [random_level(r, A, r.randint(1, A - 1)) for _ in range(3)],
              "W": W} for name in ("joint", "independent", "semi_causal")
             for A, W in ((6, None), (7, 7), (5, 2))]
 
@@ -198,13 +222,13 @@ def cases_3(r):
 def check_3(case, answer):
     who = {"joint": "mdm", "independent": "sidm", "semi_causal": "scdm"}[case["name"]]
     for ranks in answer:
-        for b, turn in enumerate(case["turn"]):
-            rank = [0] * len(turn) if ranks is None else ranks[b]
-            matrix, turn = sees([0, *rank]), [0, *turn]  # behind a prompt token of rank 0
-            for q, k in itertools.product(range(len(turn)), repeat=2):
-                known_q, known_k = turn[q] <= 0, turn[k] <= 0
+        for b, level in enumerate(case["level"]):
+            rank = [0] * len(level) if ranks is None else ranks[b]
+            matrix, level = sees([0, *rank]), [0, *level]  # behind a prompt token of rank 0
+            for q, k in itertools.product(range(len(level)), repeat=2):
+                known_q, known_k = level[q] <= 0, level[k] <= 0
                 right = {"mdm": True, "sidm": known_k or q == k,
-                         "scdm": known_k or q == k or 0 < turn[k] < turn[q]}[who]
+                         "scdm": known_k or q == k or 0 < level[k] < level[q]}[who]
                 kinds = ["a known" if known else "an unknown" for known in (known_q, known_k)]
                 not_ = "does not see" if right else "sees"
                 claim(matrix[q][k] == right, f"{who}: {kinds[0]} cell {not_} {kinds[1]} one")
@@ -214,120 +238,146 @@ def check_3(case, answer):
 # 4 decode with absent latents, and its cost
 
 
-def dial(order="random", candidates=1, latents=0, tokens_per_step=1):
-    return {"order": order, "candidates": candidates, "latents": latents,
-            "tokens_per_step": tokens_per_step, "temperature": 0.0}
-
-
 def cases_4(r):
-    cases = [{"kind": "shares", "A": 9, "dials": dial("confidence", c, n, k)}
-             for c in (1, 3, 20) for n in (0, 2, 50) for k in (1, 2)]
-    dials = [dial(latents=n, tokens_per_step=k, candidates=k)
-             for n in (0, 1, 3, 99) for k in (1, 2)]
-    dials += [dial("left_to_right", 2, n, 2) for n in (0, 2)]
-    dials += [dial("confidence", c, n, 1) for c, n in ((3, 0), (3, 2), (99, 99))]
-    for i, one in enumerate(dials + dials[:8]):
+    def asked(order="random", candidates=1, latents=0, tokens_per_step=1):
+        return {"order": order, "candidates": candidates, "latents": latents,
+                "tokens_per_step": tokens_per_step}
+
+    sampling = [asked(latents=n, tokens_per_step=k, candidates=k)
+                for n in (0, 1, 3, 99) for k in (1, 2)]
+    sampling += [asked("left_to_right", 2, n, 2) for n in (0, 2)]
+    sampling += [asked("confidence", 3, 0), asked("margin", 3, 2), asked("entropy", 4, 1),
+                 asked("confidence", 99, 99), asked("confidence", 3, 1, 2)]
+    cases = []
+    for i, one in enumerate(sampling + sampling[:8]):
         P, A, K = r.randint(1, 3), r.randint(6, 8), 4
-        left = i >= len(dials)
         unknown = [A] * 3 if i % 2 else [r.randint(0, A - 1) for _ in range(4)] + [A]
         cases.append({"kind": "decode", "P": P, "A": A, "K": K, "seed": r.randrange(10**6),
-                      "start": [start_of(r, P, A, K, u) for u in unknown], "dials": one,
-                      "logits": table(r, P + A, K), "left_to_right": left, "keep": 99,
+                      "start": [start_of(r, P, A, K, u) for u in unknown],
+                      "sampling": {**one, "temperature": float(i % 4 == 2)},
+                      "logits": table(r, P + A, K), "left_to_right": i >= len(sampling),
                       "ranks": "none" if i % 3 == 0 and one["latents"] in (0, 99) else "raw"})
     cases.append({"kind": "law", "P": 1, "A": 5, "K": 2, "seed": r.randrange(10**6),
-                  "start": [[3] + [2] * 5] * 1500, "dials": dial(latents=2), "keep": 2,
-                  "logits": table(r, 6, 2), "left_to_right": False, "ranks": "raw"})
+                  "start": [[3] + [2] * 5] * 1500, "left_to_right": False, "ranks": "raw",
+                  "sampling": {**asked(latents=2), "temperature": 0.5},
+                  "logits": [[0.0, r.choice((-1.0, 1.0))] for _ in range(6)]})
     return cases
 
 
 def start_of(r, P, A, K, unknown):
-    """A start with this many cells to be found."""
+    """A start with this many unknown cells."""
     cells = [K] * unknown + [r.randrange(K) for _ in range(A - unknown)]
     r.shuffle(cells)
     return [K + 1] * P + cells
 
 
-def share(u, dials):
+def c_and_n(u, sampling):
     """Of u unknown cells -> c candidates, n latents."""
-    c = min(max(dials["tokens_per_step"], dials["candidates"]), u)
-    return c, min(dials["latents"], u - c)
+    c = min(max(sampling["tokens_per_step"], sampling["candidates"]), u)
+    return c, min(sampling["latents"], u - c)
+
+
+def certainty(probs, order):
+    first, second = sorted(probs, reverse=True)[:2]
+    if order == "entropy":
+        return sum(p * math.log(p) for p in probs)
+    return first - second if order == "margin" else first
 
 
 def check_4(case, answer):
-    dials, A, P, K = case["dials"], case["A"], case["P"] if "P" in case else 0, case.get("K")
-    if case["kind"] == "shares":
-        right = [list(share(u, dials)) for u in range(1, A + 1)]
-        return claim(answer == right, "shares(): wrong numbers of candidates and latents")
     if case["kind"] == "law":
-        return check_line(case, answer)
-    unknown = [row[P:].count(K) for row in case["start"]]
+        return check_random(case, answer)
+    sampling, P, A, K = case["sampling"], case["P"], case["A"], case["K"]
+    k, probs = sampling["tokens_per_step"], [softmax(logits) for logits in case["logits"]]
+    known = [[i for i, x in enumerate(row) if x != K] for row in case["start"]]
+    unknown = [P + A - len(cells) for cells in known]
     for b, row in enumerate(case["start"]):
-        most = [max(range(K), key=case["logits"][i].__getitem__) for i in range(P + A)]
-        filled = [most[i] if i >= P and x == K else x for i, x in enumerate(row)]
-        claim(answer["tokens"][b] == filled, "a cell is not filled with what the model predicts")
-        passes, pairs, u = 0, 0, unknown[b]
-        while u > 0:
-            passes, pairs = passes + 1, pairs + P + A - u + sum(share(u, dials))
-            u -= dials["tokens_per_step"]
-        claim([answer["stats"]["nfe"][b], answer["stats"]["tokens"][b]] == [passes, pairs],
+        check_answer(case, row, answer["tokens"][b], probs)
+        left = range(unknown[b], 0, -k)
+        pairs = sum(P + A - u + sum(c_and_n(u, sampling)) for u in left)
+        claim([answer["stats"]["nfe"][b], answer["stats"]["tokens"][b]] == [len(left), pairs],
               "passes or tokens are not those of the cost formula")
-    for step, call in enumerate(answer["calls"]):
-        left = [u - step * dials["tokens_per_step"] for u in sorted(unknown, reverse=True)]
-        left = [u for u in left if u > 0]
-        claim(len(call["tokens"]) == len(left), "a pass holds other samples than the unfinished")
-        width = P + max(A - u + sum(share(u, dials)) for u in left)
-        claim(len(call["tokens"][0]) == width, "a pass holds tokens that nobody needs, or too few")
-        for b, u in enumerate(left):
-            ranks = call["rank"]
-            rank = None if ranks is None else ranks[b if len(ranks) > 1 else 0]
-            check_pass(case, call["tokens"][b], call["positions"][b], rank, u, len(set(left)) > 1)
+        sure = sum(max(probs[i]) for i, x in enumerate(row) if x == K) / max(1, unknown[b])
+        claim(close(answer["stats"]["confidence"][b], sure if unknown[b] else 1.0),
+              "the confidence is not the largest probability at each cell, averaged")
+    claim(answer["alone"] == answer["tokens"],
+          "a sample decoded alone differs from the same sample in a batch")
+    passes = [(u, [b for b in sorted(range(len(unknown)), key=lambda b: -unknown[b])
+                   if unknown[b] >= u and (unknown[b] - u) % k == 0])
+              for u in range(max(unknown), 0, -1)]
+    passes = [(u, rows) for u, rows in passes if rows]
+    claim([len(call["tokens"]) for call in answer["calls"]] == [len(rows) for _, rows in passes],
+          "decode_pass() needs one forward pass over its samples")
+    for (u, rows), call in zip(passes, answer["calls"]):
+        for i, b in enumerate(rows):
+            tokens, places = call["tokens"][i], call["positions"][i]
+            check_pass(case, tokens, places, call["rank"], i, u)
+            claim({p for p, x in zip(places, tokens) if x != K} == set(known[b]),
+                  "not the k candidates of largest certainty are committed")
+            c = c_and_n(u, sampling)[0]
+            last = sorted(places[len(places) - c:],
+                          key=lambda p: -certainty(probs[p], sampling["order"]))
+            known[b] = known[b] + last[:k]
 
 
-def check_pass(case, tokens, positions, rank, u, ragged):
-    """One sample in one pass: who is there, and in which seat."""
-    P, A, K, dials = case["P"], case["A"], case["K"], case["dials"]
-    c, n = share(u, dials)
-    size = P + A - u + c + n
-    if rank is None or (case["ranks"] == "none" and not ragged):
-        claim(case["ranks"] == "none" and not ragged, "there is no rank where one is needed")
-        rank = [0] * len(tokens)
-    there = [(p, x, q) for p, x, q in zip(positions, tokens, rank) if q != math.inf]
-    claim(len(there) == size, "an empty seat can be seen, or somebody cannot")
-    claim(len({p for p, _, _ in there}) == size, "a cell is there twice")
-    masked = [p for p, x, _ in there if x == K]
+def check_answer(case, start, tokens, probs):
+    K = case["K"]
+    for i, (before, after) in enumerate(zip(start, tokens, strict=True)):
+        if before != K:
+            claim(after == before, "a cell that is known is changed")
+            continue
+        claim(0 <= after < K, "a cell is left without a symbol")
+        claim(case["sampling"]["temperature"] or probs[i][after] == max(probs[i]),
+              "T = 0: a cell does not get the most probable symbol")
+
+
+def check_pass(case, tokens, positions, ranks, row, u):
+    """One sample in one pass: who is present, and at which level."""
+    P, A, K, sampling = case["P"], case["A"], case["K"], case["sampling"]
+    c, n = c_and_n(u, sampling)
+    claim(len(positions) == P + A - u + c + n, "a pass holds pairs that nobody needs, or too few")
+    claim(len(set(positions)) == len(positions), "a cell is in a pass twice")
+    masked, last = [p for p, x in zip(positions, tokens) if x == K], positions[-c:]
     claim(len(masked) == c + n, "there are not c + n unknown cells in a pass")
-    claim(set(range(P)) <= {p for p, _, _ in there}, "the prompt is not all there")
-    claim(positions[:P] == list(range(P)), "the prompt is not in front")
-    if case["ranks"] == "raw":
-        by_rank = {p: q for p, _, q in there}
-        claim(all(by_rank[p] == 0 for p in range(P)), "a prompt token has no rank 0")
-        claim(all(q <= 0 for _, x, q in there if x != K), "a known cell has a turn above 0")
-        claim(all(by_rank.get(p) == n + 1 for p in positions[len(positions) - c:]),
-              "the candidates do not have turn n + 1, or do not sit in the last seats")
-        others = sorted(by_rank[p] for p in masked if p not in positions[len(positions) - c:])
-        claim(others == list(range(1, n + 1)), "the latents do not have turns 1..n")
-    last = positions[len(positions) - c:]
-    claim(set(last) <= set(masked), "the last seats do not hold unknown cells")
-    if case["left_to_right"] or dials["order"] == "left_to_right":
-        absent = [p for p in range(P, P + A) if p not in positions]
+    claim(positions[:P] == list(range(P)), "the prompt does not come first")
+    claim(set(last) <= set(masked), "the last c of a pass are not unknown cells")
+    if case["ranks"] == "none":
+        claim(ranks is None or all(sees_or_all(ranks, len(positions))[0]),
+              "a ranking of None sees everything")
+    else:
+        claim(ranks is not None and len(ranks[0]) == len(positions), "not every pair has a rank")
+        rank = dict(zip(positions, ranks[row if len(ranks) > 1 else 0]))
+        claim(all(rank[p] == 0 for p in range(P)), "a prompt token has no rank 0")
+        claim(max(rank[p] for p in rank if p not in masked) <= 0, "a known cell has no level <= 0")
+        claim(all(rank[p] == n + 1 for p in last), "the candidates do not have level n + 1")
+        claim(sorted(rank[p] for p in masked if p not in last) == list(range(1, n + 1)),
+              "the latents do not have levels 1..n")
+    absent = [p for p in range(P, P + A) if p not in positions]
+    if case["left_to_right"] or sampling["order"] == "left_to_right":
         claim(not absent or max(last) < min(absent), "left to right: a later cell comes first")
     if case["left_to_right"]:
         claim(not absent or max(masked) < min(absent), "left to right: latents do not follow")
         claim(sorted(masked)[:c] == sorted(last), "left to right: a latent comes before")
 
 
-def check_line(case, answer):
-    """Candidates and latents are random cells, drawn anew at every step."""
+def check_random(case, answer):
+    """Candidates and latents are random cells, drawn anew in every pass; so are the symbols."""
     B, P, A = len(case["start"]), case["P"], case["A"]
-    first, second = answer["calls"]
-    for seat in (-1, -2, -3):
+    first, second = answer["calls"][:2]
+    for place in (-1, -2, -3):
         for i in range(P, P + A):
-            count = sum(row[seat] == i for row in first["positions"])
+            count = sum(row[place] == i for row in first["positions"])
             claim(within(count / B, 1 / A, B), "order random: some cells come first more often")
     same = sum(set(a[-3:-1]) == set(b[-3:-1]) or b[-1] in a[-3:-1]
                for a, b in zip(first["positions"], second["positions"]))
     # two of four: the same pair 1/6, or the next candidate was a latent 1/2, of which none is both
-    claim(within(same / B, 2 / 3, B), "latents are not drawn anew at every step")
+    claim(within(same / B, 2 / 3, B), "latents are not drawn anew in every pass")
+    p = [softmax([x / case["sampling"]["temperature"] for x in logits])[0]
+         for logits in case["logits"]]
+    for i, j in itertools.combinations_with_replacement(range(P, P + A), 2):
+        both = sum(row[i] == row[j] == 0 for row in answer["tokens"]) / B
+        claim(within(both, p[i] if i == j else p[i] * p[j], B),
+              "symbols are not drawn from the softmax at this temperature, each for itself")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -338,15 +388,15 @@ def cases_5(r):
     cases = []
     for A, W in ((6, 1), (6, 2), (6, 5), (6, 6), (5, 9), (6, None)):
         cuts = [0, A - 1, r.randint(0, A - 1)]  # how many are known
-        turn = [[i - cut for i in range(1, A + 1)] for cut in cuts]
-        cases += [{"kind": "window", "turn": turn, "W": W, "tensor": tensor}
+        level = [[i - cut for i in range(1, A + 1)] for cut in cuts]
+        cases += [{"kind": "window", "level": level, "W": W, "tensor": tensor}
                   for tensor in (False, True) if not (tensor and W is None)]
     cases += [{"kind": "draw", "window": w, "A": 6, "draws": d, "seed": r.randrange(10**6)}
               for w, d in (("all", 1), ("1", 1), ("4", 1), ("11", 1), ("random", 6000))]
     for i in range(4):
         P, A, K = r.randint(1, 4), r.randint(4, 6), 3
         start = [[r.randrange(K) for _ in range(P + A)] for _ in range(4)]
-        cases.append({"kind": "nats", "P": P, "A": A, "K": K, "start": start,
+        cases.append({"kind": "loss", "P": P, "A": A, "K": K, "start": start, "readings": i > 1,
                       "logits": table(r, P + A, K + 2, K), "ranks": ("raw", "causal")[i % 2]})
     for i in range(6):
         P, A, K = r.randint(1, 4), r.randint(4, 6), 3
@@ -362,16 +412,16 @@ def cases_5(r):
 
 
 def check_5(case, answer):
-    {"window": check_window, "draw": check_draw, "nats": check_next_nats,
+    {"window": check_window, "draw": check_draw, "loss": check_next_loss,
      "decode": check_next}[case["kind"]](case, answer)
 
 
 def check_window(case, answer):
     W = math.inf if case["W"] is None else case["W"]
-    for b, turn in enumerate(case["turn"]):
-        turn = [0, *turn]  # behind a prompt token of rank 0
-        rank = [0] * len(turn) if answer is None else [0, *answer[b]]
-        right = [[k <= W or i == j for j, k in enumerate(turn)] for i, _ in enumerate(turn)]
+    for b, level in enumerate(case["level"]):
+        level = [0, *level]  # behind a prompt token of rank 0
+        rank = [0] * len(level) if answer is None else [0, *answer[b]]
+        right = [[k <= W or i == j for j, k in enumerate(level)] for i, _ in enumerate(level)]
         claim(sees(rank) == right, "mtp: known cells and the first W unknown see each other, "
               "and nobody sees the rest")
 
@@ -389,7 +439,7 @@ def check_draw(case, answer):
 
 
 def check_rank_of_prefix(case, call):
-    """Under either ranking each sees all before it and itself."""
+    """Under either ranking a token sees itself and all before it."""
     T = len(call["tokens"][0])
     rank = call["rank"]
     if T == 1:
@@ -401,18 +451,21 @@ def check_rank_of_prefix(case, call):
         claim(rank in (wanted, [wanted]), "the rank is not that of next_token_ranks()")
 
 
-def check_next_nats(case, answer):
+def check_next_loss(case, answer):
     P, A = case["P"], case["A"]
-    claim(len(answer["calls"]) == 1, "next_token_nats() needs one forward pass")
+    claim(len(answer["calls"]) == 1, "next_token_loss() needs one forward pass")
     call = answer["calls"][0]
     check_rank_of_prefix(case, call)
     for b, row in enumerate(case["start"]):
         T = len(call["tokens"][b])
-        claim(T >= P + A - 1 and call["tokens"][b] == row[:T]
-              and call["positions"][b] == list(range(T)), "the tokens are not fed as they are")
-        right = sum(nll(case["logits"][i - 1][row[i - 1]], row[i]) for i in range(P, P + A)) / A
-        claim(close(answer["nats"][b], right), "the loss is not the mean of -log p over the "
-              "answer, each token predicted where its predecessor stands")
+        clean = call["tokens"][b] == row[:T] and call["positions"][b] == list(range(T))
+        claim(T >= P + A - 1 and clean, "the model does not read the clean tokens")
+        for r in range(1 + case["readings"]):
+            right = sum(nll(readings_of(case["logits"][i - 1][row[i - 1]], case["readings"])[r],
+                            row[i]) for i in range(P, P + A)) / A
+            loss = answer["loss"][r][b] if case["readings"] else answer["loss"][b]
+            claim(close(loss, right), "the loss is not the mean of -log p over the answer, each "
+                  "token predicted at the position before it")
 
 
 def check_next(case, answer):
@@ -420,26 +473,26 @@ def check_next(case, answer):
     sizes = [P if case["use_cache"] and i == 0 else 1 if case["use_cache"] else P + i
              for i in range(A)]
     claim(len(answer["calls"]) == A, "one forward pass for each token")
-    fed = 0
+    cached = 0
     for i, (call, size) in enumerate(zip(answer["calls"], sizes)):
-        claim(call["cached"] == (fed if case["use_cache"] else None), "the cache is not used")
-        claim(len(call["tokens"][0]) == size, "a token is fed twice, or not at all")
+        claim(call["cached"] == (cached if case["use_cache"] else None),
+              "the cache is not used")
+        claim(len(call["tokens"][0]) == size, "the model reads a token twice, or not at all")
         for b in range(min(8, len(rows))):
-            claim(call["tokens"][b] == rows[b][P + i - size:P + i], "other tokens are fed")
+            claim(call["tokens"][b] == rows[b][P + i - size:P + i], "the model reads wrong tokens")
             claim(call["positions"][b] == list(range(P + i - size, P + i)), "wrong positions")
         check_rank_of_prefix(case, call)
-        fed += size
+        cached += size
     for b, row in enumerate(rows):
         claim(row[:P] == case["start"][b][:P] and len(row) == P + A, "the prompt is changed")
     stats = answer["stats"]
     claim(stats["nfe"] == [A] * len(rows) and stats["tokens"] == [sum(sizes)] * len(rows),
-          "nfe or tokens are not what was fed")
+          "nfe or tokens are not what the model was given")
     if case["temperature"]:
         logits = [x / case["temperature"] for x in case["logits"][P - 1][case["start"][0][P - 1]]]
-        for s in range(K):
-            p = math.exp(-nll(logits, s))
+        for s, p in enumerate(softmax(logits)):
             claim(within(sum(row[P] == s for row in rows) / len(rows), p, len(rows)),
-                  "T = 1: symbols are not drawn from the softmax")
+                  "symbols are not drawn from the softmax at this temperature")
         return
     for b, row in enumerate(rows):
         sure = 0.0
@@ -506,8 +559,8 @@ def check_6(case, answer):
         rights.append([steps[0][1] == way[-2]] + [step in edges for step in steps[1:]])
     mean = [sum(column) / len(rights) for column in zip(*rights)]
     if case["kind"] == "chance":
-        return claim(close(answer, mean[0]), "chance_level(): not the share that walking at random "
-                     "along the edges solves")
+        return claim(close(answer, mean[0]), "chance_level(): not the fraction of graphs that a "
+                     "random walk along the edges solves")
     claim(close(answer[0], mean[0]), "the accuracy at the fork")
     claim(close(answer[1], sum(mean[1:]) / len(mean[1:])), "the accuracy after the fork")
 
@@ -588,7 +641,7 @@ def check_8(case, answer):
 
 
 def sampled(boards, row, order, k):
-    """Each step draws its cells one by one from what is known when the step begins."""
+    """In each step every cell is drawn from what is known when the step begins."""
     q, fits = 1.0, boards
     for i in range(0, len(order), k):
         cells = order[i:i + k]
@@ -600,8 +653,7 @@ def sampled(boards, row, order, k):
 
 def entropy(boards, cells):
     seen = [tuple(b[cell] for cell in cells) for b in boards]
-    shares = [seen.count(s) / len(seen) for s in set(seen)]
-    return -sum(p * math.log(p) for p in shares)
+    return -sum(p * math.log(p) for p in (seen.count(s) / len(seen) for s in set(seen)))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -610,8 +662,8 @@ def entropy(boards, cells):
 
 def cases_9(r):
     P, A, K = 2, 5, 3
-    turns = [(random_turn(r, A, 3), A), ([-1, 0, 1, 2, 3], 2)]
-    return [{"P": P, "A": A, "K": K, "seed": r.randrange(10**6), "turns": turns,
+    levels = [(random_level(r, A, 3), A), ([-1, 0, 1, 2, 3], 2)]
+    return [{"P": P, "A": A, "K": K, "seed": r.randrange(10**6), "levels": levels,
              "tokens": [K + 1] * P + [r.randrange(K) for _ in range(A)],
              "logits": table(r, P + A, K)}]
 
@@ -633,22 +685,22 @@ def check_9(case, answer):
 
 
 def check_leak(case, next_token, seen):
-    """What is scored is not looked at."""
-    P, K, (tokens,), (turn,) = case["P"], case["K"], seen["tokens"], seen["turn"]
-    claim(math.isfinite(seen["nats"][0]), "the loss is not finite: is anything scored?")
+    """The model does not see what it is scored on."""
+    P, K, (tokens,), (level,) = case["P"], case["K"], seen["tokens"], seen["level"]
+    claim(math.isfinite(seen["loss"][0]), "the loss is not finite: is anything scored?")
     if not next_token:
-        claim(all(tokens[P + i] == K for i, t in enumerate(turn) if t > 0) and max(turn) > 0,
-              "a hidden symbol is fed to the model")
+        claim(all(tokens[P + i] == K for i, t in enumerate(level) if t > 0) and max(level) > 0,
+              "the model reads a symbol that should be masked")
         return
     matrix, T = sees_or_all(seen["rank"], len(tokens)), len(tokens)
     reach = [set(k for k in range(T) if matrix[q][k]) for q in range(T)]
     for _ in range(T):
         reach = [set().union(*(reach[k] for k in ks)) for ks in reach]
-    claim(all(max(reach[q]) <= q for q in range(P - 1, T)), "a token that is predicted is seen")
+    claim(all(max(reach[q]) <= q for q in range(P - 1, T)), "a token is seen where it is predicted")
 
 
 def signatures(case, next_token):
-    """The five objectives, on the two turns of the case: who sees whom."""
+    """The five objectives, on the two levels of the case: who sees whom."""
     P, A = case["P"], case["A"]
     if next_token:
         causal = sees(list(range(1, P + A)))
@@ -656,9 +708,9 @@ def signatures(case, next_token):
     five = []
     for name in ("mdm", "sidm", "scdm", "mtp"):
         both = []
-        for turn, W in case["turns"]:
+        for level, W in case["levels"]:
             rank = [{"mdm": 0, "sidm": min(max(t, 0), 1), "scdm": max(t, 0),
-                     "mtp": math.inf if t > W else 0}[name] for t in turn]
+                     "mtp": math.inf if t > W else 0}[name] for t in level]
             both.append(sees([0] * P + rank))
         five.append(both)
     return five

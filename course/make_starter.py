@@ -1,9 +1,9 @@
-"""Write the starter tree of the course: the real files, with the bodies of the exercises cut out.
+"""Write the starter tree of the course: the project's files without the bodies of the exercises.
 
-    python course/make_starter.py OUT            # everything that the students are to write is cut
-    python course/make_starter.py OUT --only 4   # one exercise alone; the others are solved
+    python course/make_starter.py OUT            # cut everything that the students are to write
+    python course/make_starter.py OUT --only 4   # cut one exercise; the others are solved
 
-There is no second code base: what is handed out is this project, so it cannot drift from it.
+The starter is made from the project itself, so the two cannot differ.
 """
 import ast
 import shutil
@@ -16,16 +16,16 @@ if __name__ == "__main__":
 from course.exercises import EXERCISES, ROOT
 from plumbing.cli import BadInput, Parser, end, number, path, printable, run
 
-# What is handed out. Not the tests that contain a solution in other words, nor results, logs and
-# the project's own README, which tell what the students are to measure; and no grader.
-HANDED_OUT = ("*.py", "data/*.py", "decoders/*.py", "plumbing/*.py", "viewer/*.*",
+# What is handed out. Not the grader, nor tests that contain a solution in other words, nor results,
+# logs and the project's README, which say what the students are to measure.
+HANDED_OUT = ("*.py", "data/*.py", "decoders/*.py", "plumbing/*.py", "studies/*.py", "viewer/*.*",
               "Makefile", "requirements.txt", "pyproject.toml", "LICENSE", ".gitignore",
               "tests/conftest.py", "tests/concepts/test_puzzles.py",
               "tests/concepts/test_tasks.py",
               "course/ex*.py", "course/tests/*.py",
               "results/demo-dial/scdm-seed0.pt")
-NOT_HANDED_OUT = ("course/exercises.py", "decoders/exact.py",
-                  "decoders/adjust.py")  # it needs exact.py
+NOT_HANDED_OUT = ("course/exercises.py", "studies/exact.py",
+                  "studies/adjust.py")  # it imports exact.py
 
 
 def handed_out():
@@ -35,9 +35,9 @@ def handed_out():
 
 
 def cut(source, names, exercise):
-    """Python source -> the same, with the bodies of these functions replaced by a red flag.
+    """Python source -> the same, but these functions raise NotImplementedError.
 
-    The docstring stays: it is the specification. Raises KeyError for a function that is not there.
+    Their docstrings stay: they are the specification. Raises KeyError for a missing function.
     """
     functions = {node.name: node for node in ast.parse(source).body
                  if isinstance(node, ast.FunctionDef)}

@@ -3,8 +3,8 @@
     python course/planted.py                # all of them; exit code 1 if one gets through
     python course/planted.py --part 2/4     # the second, sixth, tenth, ... of them
 
-A mistake is (file, old, new) on a copy of the project. One process imports torch, then forks for
-each mistake; questions and answers are those of grade.py.
+A mistake replaces `old` by `new` in a file of a copy of the project. One process imports torch,
+then forks for each mistake; questions and answers are those of grade.py.
 """
 import json
 import os
@@ -25,7 +25,7 @@ import torch
 from course import asking
 from course.exercises import EXERCISES, ROOT
 from course.grade import cases_of, verdict
-from course.make_starter import handed_out
+from course.make_starter import write_starter
 from plumbing.cli import BadInput, Parser, end, number, run
 
 SECONDS = 60  # for one mistake
@@ -39,204 +39,207 @@ class Mistake(NamedTuple):
     new: str
 
 
+def planted(exercise, file, *mistakes):
+    """mistakes: (what, old, new) each, in one file."""
+    return [Mistake(exercise, what, file, old, new) for what, old, new in mistakes]
+
+
 PLANTED = (
-    # 1 visible
-    Mistake(1, "a leak: equal ranks above 0 see each other", "model.py",
-            "((k == q) & (q <= 0))", "(k == q)"),
-    Mistake(1, "nobody sees itself", "model.py", "(k < q) | itself |", "(k < q) |"),
-    Mistake(1, "off by one: rank 0 is no equal any more", "model.py",
-            "((k == q) & (q <= 0))", "((k == q) & (q < 0))"),
-    Mistake(1, "query and key are exchanged", "model.py",
-            "k, q = rank.unsqueeze(-2), rank.unsqueeze(-1)",
-            "q, k = rank.unsqueeze(-2), rank.unsqueeze(-1)"),
-    Mistake(1, "a leak: all known see each other, whatever their ranks", "model.py",
-            "((k == q) & (q <= 0))", "((k <= 0) & (q <= 0))"),
-    Mistake(1, "a leak: one rank ahead is seen", "model.py", "(k < q) | itself",
-            "(k < q + 1) | itself"),
-    Mistake(1, "what is beyond the window is seen by all", "model.py", "(k < q) | itself",
-            "(k < q) | rank.isinf().unsqueeze(-2) | itself"),
-    # 2 draw_turns, hidden_nats
-    Mistake(2, "the mask rate is off by one: nothing may be hidden", "diffusion.py",
-            "m = 1 + torch.minimum(", "m = torch.minimum("),
-    Mistake(2, "always one cell: the batch has no strata", "diffusion.py",
-            "(torch.arange(len(u), device=device) + u)", "u"),
-    Mistake(2, "m is drawn for each sample alone, without strata", "diffusion.py",
-            "return (torch.arange(len(u), device=device) + u) / len(u)", "return u"),
-    Mistake(2, "the two rates are exchanged", "diffusion.py", "a, b, uniform = rates",
-            "b, a, uniform = rates"),
-    Mistake(2, "no sample stays uniform", "diffusion.py", "math.ceil(uniform * batch_size)", "0"),
-    Mistake(2, "the uniform samples are the first strata of the batch", "diffusion.py",
-            "torch.cat([strata(first),", "torch.cat([strata(u)[:few],"),
-    Mistake(2, "the uniform samples count given cells", "diffusion.py",
-            "(share * free).long()",
-            "(share * torch.where(torch.arange(batch_size) < few, A, free)).long()"),
-    Mistake(2, "given cells are hidden", "diffusion.py", "(place - A * given.long())", "place"),
-    Mistake(2, "given cells count as cells that may be hidden", "diffusion.py",
-            "free = A - given.sum(dim=1)", "free = A - 0 * given.sum(dim=1)"),
-    Mistake(2, "a known cell is masked", "diffusion.py", "masked_fill(turn > 0, task.MASK)",
-            "masked_fill(turn >= 0, task.MASK)"),
-    Mistake(2, "a leak through the mask: the first hidden symbol is fed", "diffusion.py",
-            "masked_fill(turn > 0, task.MASK)", "masked_fill(turn > 1, task.MASK)"),
-    Mistake(2, "the bound is weighted wrongly: mean over all A cells", "diffusion.py",
-            "/ scored.sum(dim=1)", "/ turn.shape[1]"),
-    Mistake(2, "the bound is a sum", "diffusion.py", "/ scored.sum(dim=1)", "/ 1"),
-    Mistake(2, "the bound has the weight 1 / m twice", "diffusion.py", "/ scored.sum(dim=1)",
-            "/ scored.sum(dim=1) ** 2"),
-    Mistake(2, "known cells are scored", "diffusion.py", "scored = (turn > 0) & (turn <= W)",
-            "scored = turn <= W"),
-    Mistake(2, "the window is off by one", "diffusion.py", "(turn <= W)", "(turn < W + (W < 2))"),
-    Mistake(2, "predictions stand one place off", "diffusion.py", "logits = logits[:, P:]",
-            "logits = logits[:, P - 1:-1]"),
-    Mistake(2, "the prompt has rank 1", "diffusion.py", "rank = F.pad(rank, (P, 0))",
-            "rank = F.pad(rank, (P, 0), value=1)"),
-    # 3 rankings
-    Mistake(3, "sidm trains as scdm: latents everywhere", "diffusion.py", "turn.clamp(0, 1)",
-            "turn.clamp(min=0)"),
-    Mistake(3, "sidm: known cells have ranks of their own", "diffusion.py", "turn.clamp(0, 1)",
-            "turn.clamp(max=1)"),
-    Mistake(3, "sidm trains as mdm", "diffusion.py", "turn.clamp(0, 1)", "turn * 0"),
-    Mistake(3, "scdm: the order is reversed", "diffusion.py", "return turn.clamp(min=0)",
-            "return torch.where(turn > 0, turn.shape[1] + 1 - turn, 0)"),
-    Mistake(3, "scdm: known cells see the earlier known only", "diffusion.py",
-            "return turn.clamp(min=0)", "return turn"),
-    Mistake(3, "scdm: the first unknown cell is seen by all", "diffusion.py",
-            "return turn.clamp(min=0)", "return (turn - 1).clamp(min=0)"),
-    Mistake(3, "mdm: unknown cells do not see each other", "diffusion.py",
-            "(all 0, but faster).\"\"\"\n    return None",
-            "(all 0, but faster).\"\"\"\n    return turn.clamp(0, 1)"),
-    # 4 decode
-    Mistake(4, "the dial does nothing: all latents are there", "sample.py",
-            "return c, min(dials.latents, u - c)", "return c, u - c"),
-    Mistake(4, "latents are masked but present", "sample.py",
-            "return torch.cat([prompt, P + cells], dim=1), rank, turn",
-            "rest = torch.arange(P, task.S, device=device).expand(rows, A)\n"
-            "    rest = rest[:, :A - cells.shape[1]]\n"
-            "    if rank is not None:\n"
-            "        rank = torch.nn.functional.pad(rank.float(), (rest.shape[1], 0),\n"
-            "                                       value=torch.inf)\n"
-            "    return torch.cat([rest, prompt, P + cells], dim=1), rank, turn"),
-    Mistake(4, "one latent too many", "sample.py", "min(dials.latents, u - c)",
-            "min(dials.latents + 1, u - c)"),
-    Mistake(4, "candidates may be more than there are cells", "sample.py",
-            "c = min(max(dials.tokens_per_step, dials.candidates), u)",
-            "c = max(dials.tokens_per_step, dials.candidates)"),
-    Mistake(4, "candidates count as latents", "sample.py", "min(dials.latents, u - c)",
-            "max(0, min(dials.latents - c, u - c))"),
-    Mistake(4, "candidates see each other", "sample.py", "c + n - torch.maximum(r, c - 1)",
-            "c + n - r"),
-    Mistake(4, "empty seats can be seen", "sample.py", "rank.masked_fill(empty, torch.inf)",
-            "rank.masked_fill(empty, 0)"),
-    Mistake(4, "a random order is left to right", "sample.py",
-            "line = place if rule.left_to_right else noise", "line = place"),
-    Mistake(4, "a window that is not right behind", "sample.py",
-            "line = place if rule.left_to_right else noise", "line = noise"),
-    Mistake(4, "left to right is off by one", "sample.py", "(~known).cumsum(dim=1) <= c",
-            "(~known).cumsum(dim=1) <= c - 1"),
-    Mistake(4, "known cells are taken first", "sample.py", "line.masked_fill(known, torch.inf)",
-            "line.masked_fill(known, -torch.inf)"),
-    Mistake(4, "the prompt has rank 1", "sample.py",
-            "rank = torch.nn.functional.pad(rank, (P, 0))",
-            "rank = torch.nn.functional.pad(rank, (P, 0), value=1)"),
-    # 5 next token, window
-    Mistake(5, "the window is off by one", "mtp.py", "masked_fill(turn > W, math.inf)",
-            "masked_fill(turn >= W, math.inf)"),
-    Mistake(5, "the last cell beyond the window is in it", "mtp.py", "W >= turn.shape[1]:",
-            "W >= turn.shape[1] - 1:"),
-    Mistake(5, "beyond the window they see each other", "mtp.py",
-            "masked_fill(turn > W, math.inf)", "masked_fill(turn > W, 0.0)"),
-    Mistake(5, "a random window is uniform", "mtp.py",
-            "torch.exp(u * math.log(A + 1)).long()", "(1 + u * A).long()"),
-    Mistake(5, "a window of more than A", "mtp.py", "min(int(window), A)", "int(window)"),
-    Mistake(5, "an answer is read: tokens stand at their own place", "mtp.py",
-            "logits = model(tokens[:, :-1]", "logits = model(tokens[:, 1:]"),
-    Mistake(5, "the loss is a sum", "mtp.py", "return nll.mean(dim=1)", "return nll.sum(dim=1)"),
-    Mistake(5, "ranks are one place off", "mtp.py", "else rank[:-1]", "else rank[1:]"),
-    Mistake(5, "the cache is off by one: wrong positions", "sample.py",
-            "positions = torch.arange(fed, T, device=start.device)",
-            "positions = torch.arange(fed, T, device=start.device) - int(fed > 0)"),
-    Mistake(5, "the cache is off by one: a token is fed twice", "sample.py",
-            "fed = T if use_cache else 0", "fed = T - 1 if use_cache else 0"),
-    Mistake(5, "without a cache only the last token is fed", "sample.py",
-            "fed = T if use_cache else 0", "fed = T"),
-    Mistake(5, "the cache is made and not used", "sample.py", "rank_now, cache=cache)",
-            "rank_now, cache=None)"),
-    Mistake(5, "the temperature is ignored", "sample.py",
-            "draw(logits, temperature, uniform(keys, step, task.K))",
-            "draw(logits, 1.0 if temperature else 0, uniform(keys, step, task.K))"),
-    # 6 star graph
-    Mistake(6, "an answer is read: what was answered is right", "course/ex6.py",
-            "fork = (answers[:, 1] == right)", "fork = (answers[:, 1] == answers[:, 1])"),
-    Mistake(6, "the fork is the start node", "course/ex6.py", "answers[:, 1] == right",
-            "answers[:, 0] == right"),
-    Mistake(6, "the step at the fork counts as one after it", "course/ex6.py",
-            "torch.stack([answers[:, 1:-1], answers[:, 2:]], dim=2)",
-            "torch.stack([answers[:, :-1], answers[:, 1:]], dim=2)"),
-    Mistake(6, "edges are walked backwards", "course/ex6.py",
-            "torch.stack([answers[:, 1:-1], answers[:, 2:]], dim=2)",
-            "torch.stack([answers[:, 2:], answers[:, 1:-1]], dim=2)"),
-    Mistake(6, "one step too many", "course/ex6.py", "for _ in range(A - 1):",
-            "for _ in range(A):"),
-    Mistake(6, "every edge is as likely, wherever it leaves", "course/ex6.py", "p / len(ahead)",
-            "p / len(edges)"),
-    Mistake(6, "several ways to a node: the last one counts", "course/ex6.py",
-            "there[b] = there.get(b, 0.0) + p / len(ahead)", "there[b] = p / len(ahead)"),
-    # 7 wilson
-    Mistake(7, "the plain interval", "metrics.py",
-            "p, zz = k / n, z * z / n\n    half = z * (p * (1 - p) / n + zz / (4 * n)) ** 0.5",
-            "p, zz = k / n, 0.0\n    half = z * (p * (1 - p) / n) ** 0.5"),
-    Mistake(7, "90 %", "metrics.py", "z=1.96", "z=1.645"),
-    Mistake(7, "z is not squared", "metrics.py", "z * z / n", "z / n"),
-    Mistake(7, "4 n is 2 n", "metrics.py", "zz / (4 * n)", "zz / (2 * n)"),
-    Mistake(7, "the centre is p", "metrics.py", "(p + zz / 2 - half)", "(p - half)"),
-    Mistake(7, "no trial, rate 0", "metrics.py", "return 0.0, 1.0", "return 0.0, 0.0"),
-    Mistake(7, "z cannot be chosen", "metrics.py", "p, zz = k / n, z * z / n",
-            "z = 1.96\n    p, zz = k / n, z * z / n"),
-    # 8 exact sampler
-    Mistake(8, "candidates that see each other: the second cell knows the first", "course/ex8.py",
-            "        for same in agree:\n            fits = fits & same",
-            "            fits = fits & same"),
-    Mistake(8, "the order is ignored", "course/ex8.py", "for cell in order[i:i + k]]",
-            "for cell in range(i, min(i + k, len(order)))]"),
-    Mistake(8, "one cell of the step becomes known", "course/ex8.py",
-            "        for same in agree:\n            fits = fits & same",
-            "        fits = fits & agree[0]"),
-    Mistake(8, "boards that break the rules are forgotten", "course/ex8.py",
-            ".sum() + 1 - q.sum()).item() / 2", ".sum()).item() / 2"),
-    Mistake(8, "twice the distance", "course/ex8.py", ".item() / 2", ".item()"),
-    Mistake(8, "bits", "course/ex8.py", "p.log()", "p.log2()"),
-    Mistake(8, "the least uncertain cell is taken off", "course/ex8.py", "sum(each) - max(each)",
-            "sum(each) - min(each)"),
-    Mistake(8, "the joint entropy is left out", "course/ex8.py",
-            "for cell in cells) - entropies(boards, list(cells))", "for cell in cells)"),
-    # 9 a row
-    Mistake(9, "a name that is taken", "course/ex9.py", 'return "prefix", ', 'return "ar", '),
-    Mistake(9, "ar by another name", "course/ex9.py", "Objective(diffusion.semi_causal,",
-            "Objective(mtp.causal,"),
-    Mistake(9, "the token that is predicted is seen", "course/ex9.py",
-            "Objective(diffusion.semi_causal,", "Objective(lambda turn, W=None: turn * 0,"),
-    Mistake(9, "scdm by another name", "course/ex9.py", "Objective(diffusion.semi_causal, "
-            "mtp.hide_nothing, mtp.next_token_nats,\n                               "
-            "left_to_right=True, next_token=True, dials=(\"temperature\",))",
-            "Objective(diffusion.semi_causal)"),
-    Mistake(9, "the loss of masks for a model of the next token", "course/ex9.py",
-            "mtp.hide_nothing, mtp.next_token_nats", "mtp.hide_nothing, diffusion.hidden_nats"),
-    Mistake(9, "nothing is hidden, and masks are expected", "course/ex9.py",
-            "mtp.next_token_nats,\n                               "
-            "left_to_right=True, next_token=True, dials=(\"temperature\",))",
-            "lambda model, x, turn, W, task, ranks: diffusion.hidden_nats(\n"
-            "        model, x, turn * 0, W, task, ranks))"),
+    *planted(1, "model.py",  # visible
+        ("a leak: equal ranks above 0 see each other", "((k == q) & (q <= 0))", "(k == q)"),
+        ("nobody sees itself", "(k < q) | itself |", "(k < q) |"),
+        ("off by one: equal ranks 0 do not see each other", "((k == q) & (q <= 0))",
+         "((k == q) & (q < 0))"),
+        ("query and key are exchanged", "k, q = rank.unsqueeze(-2), rank.unsqueeze(-1)",
+         "q, k = rank.unsqueeze(-2), rank.unsqueeze(-1)"),
+        ("a leak: all known see each other, whatever their ranks", "((k == q) & (q <= 0))",
+         "((k <= 0) & (q <= 0))"),
+        ("a leak: one rank ahead is seen", "(k < q) | itself", "(k < q + 1) | itself"),
+        ("what is beyond the window is seen by all", "(k < q) | itself",
+         "(k < q) | rank.isinf().unsqueeze(-2) | itself")),
+    *planted(2, "diffusion.py",  # draw_num_masked, draw_levels, masked_loss
+        ("the number is off by one: no cell may be masked", "return 1 + torch.minimum(",
+         "return torch.minimum("),
+        ("m may be more than the cells that may be masked",
+         "torch.minimum((ratio * maskable).long(), maskable - 1)", "(ratio * maskable).long() + 1"),
+        ("always one cell: the batch has no strata", "(torch.arange(len(u), device=u.device) + u)",
+         "u"),
+        ("m is drawn for each sample alone, without strata",
+         "return (torch.arange(len(u), device=u.device) + u) / len(u)", "return u"),
+        ("the two rates are exchanged", "a, b, uniform = rates", "b, a, uniform = rates"),
+        ("no sample stays uniform", "math.ceil(uniform * len(maskable))", "0"),
+        ("the uniform samples are the first strata of the batch", "torch.cat([strata(first),",
+         "torch.cat([strata(u)[:few],"),
+        ("all samples have as many maskable cells as the first",
+         "(ratio * maskable).long(), maskable - 1)",
+         "(ratio * maskable[0]).long(), maskable[0] - 1)"),
+        ("given cells are masked", "(place - A * given.long())", "place"),
+        ("given cells count as cells that may be masked", "draw_num_masked(A - given.sum(dim=1),",
+         "draw_num_masked(A - 0 * given.sum(dim=1),"),
+        ("the rates are not handed on", "given.sum(dim=1), generator, rates)",
+         "given.sum(dim=1), generator)"),
+        ("all samples have one order",
+         "torch.rand(B, A, generator=generator, device=given.device).argsort(dim=1)",
+         "torch.rand(A, generator=generator, device=given.device).argsort().expand(B, A)"),
+        ("a known cell is masked", "masked_fill(level > 0, task.MASK)",
+         "masked_fill(level >= 0, task.MASK)"),
+        ("a leak: the model reads the first masked symbol", "masked_fill(level > 0, task.MASK)",
+         "masked_fill(level > 1, task.MASK)"),
+        ("the bound is weighted wrongly: mean over all A cells", "/ scored.sum(dim=-1)",
+         "/ level.shape[1]"),
+        ("the bound is a sum", "/ scored.sum(dim=-1)", "/ 1"),
+        ("the bound has the weight 1 / m twice", "/ scored.sum(dim=-1)",
+         "/ scored.sum(dim=-1) ** 2"),
+        ("known cells are scored", "scored = (level > 0) & (level <= W)", "scored = level <= W"),
+        ("the window is off by one", "(level <= W)", "(level < W + (W < 2))"),
+        ("predictions stand one place off", "logits[..., P:, :]", "logits[..., P - 1:-1, :]"),
+        ("the readings are not asked for", "model(noisy, positions, rank, read_every=read_every)",
+         "model(noisy, positions, rank)"),
+        ("the prompt is not ranked", "rank = rank_with_prompt(ranks, level, W, P)",
+         "rank = ranks(level, W)")),
+    *planted(3, "diffusion.py",  # rankings
+        ("sidm trains as scdm: latents everywhere", "level.clamp(0, 1)", "level.clamp(min=0)"),
+        ("sidm: known cells have ranks of their own", "level.clamp(0, 1)", "level.clamp(max=1)"),
+        ("sidm trains as mdm", "level.clamp(0, 1)", "level * 0"),
+        ("scdm: the order is reversed", "return level.clamp(min=0)",
+         "return torch.where(level > 0, level.shape[1] + 1 - level, 0)"),
+        ("scdm: known cells see the earlier known only", "return level.clamp(min=0)",
+         "return level"),
+        ("scdm: the first unknown cell is seen by all", "return level.clamp(min=0)",
+         "return (level - 1).clamp(min=0)"),
+        ("mdm: unknown cells do not see each other", '(all 0, but faster)."""\n    return None',
+         '(all 0, but faster)."""\n    return level.clamp(0, 1)')),
+    *planted(4, "sample.py",  # decode_pass
+        ("the dial does nothing: all latents are present", "n = min(sampling.latents, u - c)",
+         "n = u - c"),
+        ("absent cells are present, and nobody sees them",
+         "rank = rank_with_prompt(rule.ranks, level.unsqueeze(0), None, P)  # (1, T), or None",
+         "rank = rank_with_prompt(rule.ranks, level.unsqueeze(0), None, P)\n"
+         "    absent = cells[:, c + n:u]\n    present = torch.cat([absent, present], dim=1)\n"
+         "    if rank is not None:\n"
+         "        rank = torch.nn.functional.pad(rank.float(), (absent.shape[1], 0),\n"
+         "                                       value=torch.inf)"),
+        ("one latent too many", "min(sampling.latents, u - c)", "min(sampling.latents + 1, u - c)"),
+        ("candidates may be more than there are cells", "c = min(max(sampling.candidates, k), u)",
+         "c = max(sampling.candidates, k)"),
+        ("candidates count as latents", "min(sampling.latents, u - c)",
+         "max(0, min(sampling.latents - c, u - c))"),
+        ("candidates see each other", ".clamp(max=n + 1)", ""),
+        ("the levels are one place off", "torch.arange(u - A + 1, n + c + 1,",
+         "torch.arange(u - A + 2, n + c + 2,"),
+        ("a random order is left to right",
+         "place = cell if rule.left_to_right else uniform(keys, 2 * u, A)", "place = cell"),
+        ("a window that is not right behind",
+         "place = cell if rule.left_to_right else uniform(keys, 2 * u, A)",
+         "place = uniform(keys, 2 * u, A)"),
+        ("the order is drawn once, not in every pass", "uniform(keys, 2 * u, A)",
+         "uniform(keys, 0, A)"),
+        ("all samples have the order of the first", "uniform(keys, 2 * u, A)",
+         "uniform(keys[:1], 2 * u, A).expand(len(keys), A)"),
+        ("a sample's noise depends on its neighbours", "uniform(keys, 2 * u + 1, c, task.K)",
+         "uniform(keys + keys.sum(), 2 * u + 1, c, task.K)"),
+        ("symbols have the same noise in every pass", "uniform(keys, 2 * u + 1, c, task.K)",
+         "uniform(keys, 1, c, task.K)"),
+        ("left to right is off by one", "(~known).cumsum(dim=1) <= c",
+         "(~known).cumsum(dim=1) <= c - 1"),
+        ("known cells are taken first", "place.masked_fill(known, torch.inf)",
+         "place.masked_fill(known, -torch.inf)"),
+        ("the prompt is not ranked", "rank_with_prompt(rule.ranks, level.unsqueeze(0), None, P)",
+         "rank_with_prompt(rule.ranks, level.unsqueeze(0), None, 0)"),
+        ("the least certain candidates are committed", ".topk(k, dim=1).indices",
+         ".topk(k, dim=1, largest=False).indices"),
+        ("the certainty is always the largest probability", "certainty(probs, sampling.order).topk",
+         "probs.amax(dim=-1).topk"),
+        ("the temperature is ignored", "sample_symbols(logits, sampling.temperature, noise)",
+         "sample_symbols(logits, 1.0 if sampling.temperature else 0, noise)"),
+        ("the confidence is that of all candidates",
+         "probs.amax(dim=-1).gather(1, best).sum(dim=1)", "probs.amax(dim=-1).sum(dim=1)")),
+    *planted(5, "mtp.py",  # next token, window
+        ("the window is off by one", "masked_fill(level > W, math.inf)",
+         "masked_fill(level >= W, math.inf)"),
+        ("the last cell beyond the window is in it", "W >= level.shape[1]:",
+         "W >= level.shape[1] - 1:"),
+        ("beyond the window they see each other", "masked_fill(level > W, math.inf)",
+         "masked_fill(level > W, 0.0)"),
+        ("a random window is uniform", "torch.exp(u * math.log(A + 1)).long()",
+         "(1 + u * A).long()"),
+        ("a window of more than A", "min(int(window), A)", "int(window)"),
+        ("an answer is read: each token is predicted at its own place",
+         "logits = model(tokens[:, :-1]", "logits = model(tokens[:, 1:]"),
+        ("the loss is a sum", ".mean(dim=-1)", ".sum(dim=-1)"),
+        ("the readings are not asked for", "rank, read_every=read_every)", "rank)"),
+        ("ranks are one place off", "else rank[:-1]", "else rank[1:]")),
+    *planted(5, "sample.py",
+        ("the cache is off by one: wrong positions",
+         "positions = torch.arange(cached, T, device=start.device)",
+         "positions = torch.arange(cached, T, device=start.device) - int(cached > 0)"),
+        ("the cache is off by one: the model reads a token twice", "cached = T if use_cache else 0",
+         "cached = T - 1 if use_cache else 0"),
+        ("without a cache the model reads the last token only", "cached = T if use_cache else 0",
+         "cached = T"),
+        ("the cache is made and not used", "rank_now, cache=cache)", "rank_now, cache=None)"),
+        ("the temperature is ignored",
+         "sample_symbols(logits, temperature, uniform(keys, step, task.K))",
+         "sample_symbols(logits, 1.0 if temperature else 0, uniform(keys, step, task.K))")),
+    *planted(6, "course/ex6.py",  # star graph
+        ("every answer counts as right", "fork = (answers[:, 1] == right)",
+         "fork = (answers[:, 1] == answers[:, 1])"),
+        ("the fork is the start node", "answers[:, 1] == right", "answers[:, 0] == right"),
+        ("the step at the fork counts as one after it",
+         "torch.stack([answers[:, 1:-1], answers[:, 2:]], dim=2)",
+         "torch.stack([answers[:, :-1], answers[:, 1:]], dim=2)"),
+        ("edges are walked backwards", "torch.stack([answers[:, 1:-1], answers[:, 2:]], dim=2)",
+         "torch.stack([answers[:, 2:], answers[:, 1:-1]], dim=2)"),
+        ("one step too many", "for _ in range(A - 1):", "for _ in range(A):"),
+        ("every edge is as likely, wherever it leaves", "p / len(ahead)", "p / len(edges)"),
+        ("several ways to a node: the last one counts",
+         "there[b] = there.get(b, 0.0) + p / len(ahead)", "there[b] = p / len(ahead)")),
+    *planted(7, "metrics.py",  # wilson
+        ("the plain interval",
+         "p, zz = k / n, z * z / n\n    half = z * (p * (1 - p) / n + zz / (4 * n)) ** 0.5",
+         "p, zz = k / n, 0.0\n    half = z * (p * (1 - p) / n) ** 0.5"),
+        ("90 %", "z=1.96", "z=1.645"),
+        ("z is not squared", "z * z / n", "z / n"),
+        ("4 n is 2 n", "zz / (4 * n)", "zz / (2 * n)"),
+        ("the centre is p", "(p + zz / 2 - half)", "(p - half)"),
+        ("no trial, rate 0", "return 0.0, 1.0", "return 0.0, 0.0"),
+        ("z cannot be chosen", "p, zz = k / n, z * z / n",
+         "z = 1.96\n    p, zz = k / n, z * z / n")),
+    *planted(8, "course/ex8.py",  # exact sampler
+        ("candidates that see each other: the second cell knows the first",
+         "        for same in agree:\n            fits = fits & same",
+         "            fits = fits & same"),
+        ("the order is ignored", "for cell in order[i:i + k]]",
+         "for cell in range(i, min(i + k, len(order)))]"),
+        ("one cell of the step becomes known",
+         "        for same in agree:\n            fits = fits & same",
+         "        fits = fits & agree[0]"),
+        ("boards that break the rules are forgotten", ".sum() + 1 - q.sum()).item() / 2",
+         ".sum()).item() / 2"),
+        ("twice the distance", ".item() / 2", ".item()"),
+        ("bits", "p.log()", "p.log2()"),
+        ("the least uncertain cell is taken off", "sum(each) - max(each)", "sum(each) - min(each)"),
+        ("the joint entropy is left out", "for cell in cells) - entropies(boards, list(cells))",
+         "for cell in cells)")),
+    *planted(9, "course/ex9.py",  # an objective
+        ("a name that is taken", 'return "prefix", ', 'return "ar", '),
+        ("ar by another name", "Objective(diffusion.semi_causal,", "Objective(mtp.causal,"),
+        ("the token that is predicted is seen", "Objective(diffusion.semi_causal,",
+         "Objective(lambda level, W=None: level * 0,"),
+        ("scdm by another name", 'return "prefix", Objective(',
+         'return "prefix", Objective(diffusion.semi_causal)\n    Objective('),
+        ("the loss of masks for a model of the next token", "mtp.mask_nothing, mtp.next_token_loss",
+         "mtp.mask_nothing, diffusion.masked_loss"),
+        ("nothing is masked, and the loss expects masks", 'return "prefix", Objective(',
+         "def loss(model, x, level, W, task, ranks, read_every=0):\n"
+         "        return diffusion.masked_loss(model, x, level * 0, W, task, ranks)\n"
+         '    return "prefix", Objective(diffusion.semi_causal, mtp.mask_nothing, loss)\n'
+         "    Objective(")),
 )
 
 
 # --------------------------------------------------------------------------------------------------
 # Catching them
-
-
-def copy_of_the_project(folder):
-    for name in handed_out():
-        if name.endswith(".py"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
 
 
 def changed(mistake):
@@ -249,7 +252,7 @@ def changed(mistake):
 
 
 def forget_the_project():
-    """So that a fork imports the files of another tree."""
+    """Forget what is imported, so that a fork imports the files of another tree."""
     def own(file):
         file = Path(file).resolve()
         return file.is_relative_to(ROOT) and not file.is_relative_to(Path(sys.prefix).resolve())
@@ -285,10 +288,10 @@ def answers_of(tree, exercise, cases):
 
 
 def caught(mistakes, seed):
-    """-> for each mistake: why its exercise fails, or "" if it got through; None: no mistake."""
+    """-> each mistake with why its exercise fails; "" if the grader did not catch it."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
-        copy_of_the_project(tree)
+        write_starter(tree, [])
         for mistake in mistakes:
             exercise = EXERCISES[mistake.exercise - 1]
             cases = cases_of(exercise, seed)

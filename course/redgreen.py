@@ -1,4 +1,4 @@
-"""Prove that a starter is red where it is announced, and green everywhere else.
+"""Check that the tests of exercises that are cut fail, and that all other tests pass.
 
     python course/redgreen.py            # all exercises cut, then each of them alone: half a minute
     python course/redgreen.py --whole    # with the other tests that are handed out: a minute
@@ -23,7 +23,7 @@ from plumbing.cli import Parser, end, run
 
 
 class Outcomes:
-    """A plugin of pytest: {test: passed, failed or skipped}, errors in a fixture being failures."""
+    """A plugin of pytest: {test: passed, failed or skipped}. An error in a fixture is a failure."""
 
     def __init__(self):
         self.of = {}
@@ -61,8 +61,7 @@ def outcomes(tree, paths):
 
 
 def differences(cut_numbers, paths=("course/tests",)):
-    """A starter with these exercises cut -> tests that are not what is announced, and their number.
-    """
+    """A starter with these exercises cut -> unexpected outcomes, number of failures, of tests."""
     with tempfile.TemporaryDirectory() as folder:
         write_starter(Path(folder), cut_numbers)
         found = outcomes(folder, paths)

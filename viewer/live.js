@@ -1,14 +1,15 @@
 /*
   Live: the model of one checkpoint runs in the page. `python viewer/make_live.py OUT.html` puts
-  this file and the weights into viewer.html. Two boards, the same start, order and random numbers,
-  each with its own number of latents; a digit that is committed by hand is decoded on from.
+  this file and the weights into viewer.html. The page decodes two boards from the same start, in
+  the same order and with the same random numbers, each with its own number of latents. When the
+  visitor commits a digit by hand, decoding goes on from there.
 
       T tokens in the pass   S positions   D width   H heads   K symbols   V vocabulary
-      A cells, with u of them unknown: c candidates and n latents are in the pass
+      A cells, u of them unknown: c candidates and n latents are in the pass
 
-  The same computations as model.py (forward), plumbing/randomness.py (uniform) and sample.py
-  (decode, one sample at one cell a step): so the same seed gives the board that sample.py gives.
-  What is decoded becomes a trace (plumbing/trace.py), and the page shows it as any other.
+  It computes the same as model.py (forward), noise.py (uniform) and sample.py (decode_pass for one
+  sample and one cell a pass), so a seed gives the board that sample.py gives. The result becomes a
+  trace (plumbing/trace.py), and the page shows it like any other.
 */
 "use strict";
 
@@ -72,14 +73,12 @@ function gelu(x) {
   return x < 0 ? 0.5 * x * tail : 0.5 * x * (2 - tail);
 }
 
-const reluSquared = (x) => Math.max(x, 0) ** 2;
-
 /** Who may look at whom: the rule of model.visible. */
 function visible(rank, q, k) {
   return rank[k] < rank[q] || k === q || (rank[k] === rank[q] && rank[q] <= 0);
 }
 
-/** qkv (T, 3 D) -> (T, D), each head for itself. */
+/** qkv (T, 3 D) -> (T, D). */
 function attention(qkv, T, H, rank) {
   const D = qkv.length / T / 3, d = D / H;
   const y = new Float32Array(T * D), weight = new Float64Array(T);
@@ -97,8 +96,8 @@ function attention(qkv, T, H, rank) {
       for (let k = 0; k < T; k++) total += weight[k] = Math.exp(weight[k] - most);
       for (let k = 0; k < T; k++) {
         if (weight[k] === 0) continue;
-        const share = weight[k] / total, from = k * 3 * D + 2 * D + h * d;
-        for (let i = 0; i < d; i++) y[q * D + h * d + i] += share * qkv[from + i];
+        const p = weight[k] / total, from = k * 3 * D + 2 * D + h * d;
+        for (let i = 0; i < d; i++) y[q * D + h * d + i] += p * qkv[from + i];
       }
     }
   }
@@ -120,7 +119,6 @@ function normalizeQK(qkv, T, H) {
 /** tokens, positions, rank: T numbers each -> logits (T, K). */
 function forward(model, tokens, positions, rank) {
   const { width: D, depth, heads, loops, qkNorm, w } = model, T = tokens.length;
-  const activate = model.reluSquared ? reluSquared : gelu;
   const add = (x, y) => x.forEach((value, i) => { x[i] = value + y[i]; });
   const x = new Float32Array(T * D);
   for (let t = 0; t < T; t++) {
@@ -134,7 +132,7 @@ function forward(model, tokens, positions, rank) {
     const qkv = linear(rmsNorm(x, T), of("attn.qkv"), T);
     const mixed = attention(qkNorm ? normalizeQK(qkv, T, heads) : qkv, T, heads, rank);
     add(x, linear(mixed, of("attn.proj"), T));
-    add(x, linear(linear(rmsNorm(x, T), of("up"), T).map(activate), of("down"), T));
+    add(x, linear(linear(rmsNorm(x, T), of("up"), T).map(gelu), of("down"), T));
   }
   return linear(rmsNorm(x, T), w["head.weight"], T);
 }
@@ -146,7 +144,7 @@ function softmax(logits) {
 }
 
 // -------------------------------------------------------------------------------------------------
-// plumbing/randomness.py, in 64 bits
+// noise.py, in 64 bits
 
 const wrap = (x) => BigInt.asUintN(64, x);
 
@@ -156,18 +154,18 @@ function mix(x) {
   return x ^ (x >> 31n);
 }
 
-/** The key of a start (S tokens). different: as the first of sample_keys(copies_differ=True). */
-function sampleKey(seed, start, different) {
+/** The key of a start (S tokens). differ: as the first copy in sample_keys(copies_differ=True). */
+function sampleKey(seed, start, differ) {
   let content = 0n;
   start.forEach((token, i) => { content += mix(wrap(BigInt(token) + (BigInt(i) << 16n))); });
-  if (different) content += mix(1n << 40n);
+  if (differ) content += mix(1n << 40n);
   return mix(wrap(content + mix(BigInt(seed) + (1n << 50n))));
 }
 
-/** `count` numbers in (0, 1), the same as there: of this key, at this step. */
-function uniform(key, step, count) {
+/** `count` random numbers in (0, 1): the draw of this `number`, the same as in Python. */
+function uniform(key, number, count) {
   return Array.from({ length: count }, (_, i) => {
-    const bits = mix(wrap(key + ((BigInt(step) << 32n) + BigInt(i + 1)) * -0x61C8864680B583EBn));
+    const bits = mix(wrap(key + ((BigInt(number) << 32n) + BigInt(i + 1)) * -0x61C8864680B583EBn));
     return Math.fround(Number(bits >> 40n) + 0.5) / 2 ** 24;
   });
 }
@@ -175,12 +173,11 @@ function uniform(key, step, count) {
 // -------------------------------------------------------------------------------------------------
 // sample.py
 
-/** The unknown cells in the order in which they are taken. */
-function lineUp(unknown, c, order, noise) {
-  const line = [...unknown].sort((a, b) => noise[a] - noise[b]);
-  if (order !== "left_to_right") return line;
-  const first = unknown.slice(0, c);
-  return [...first, ...line.filter((cell) => !first.includes(cell))];
+/** The unknown cells in their order: c candidates, the latents, the cells that are left out. */
+function inOrder(unknown, c, order, noise) {
+  const first = order === "left_to_right" ? unknown.slice(0, c) : [];
+  const rest = unknown.slice(first.length).sort((a, b) => noise[a] - noise[b]);
+  return [...first, ...rest];
 }
 
 function certainty(probs, order) {
@@ -194,36 +191,37 @@ function indexOfMost(values) {
   return values.indexOf(Math.max(...values));
 }
 
-/** One step of decode() -> the step for a trace, or null when nothing is left to find.
+/** decode_pass() for one sample -> the step for a trace, or null when no cell is unknown.
  *
- *  board: A symbols, -1 where unknown; dials: {order, latents, temperature}; t: 1, 2, 3, ...
+ *  board: A symbols, -1 where unknown; sampling: {order, latents, temperature}.
  */
-function oneStep(model, board, dials, key, t) {
+function onePass(model, board, sampling, key) {
   const { P, K, MASK, BOS } = model, A = board.length, began = performance.now();
   const cells = [...board.keys()], unknown = cells.filter((cell) => board[cell] < 0);
-  if (!unknown.length) return null;
-  // 1. choose candidates and latents, and rank them
-  const fixed = ["random", "left_to_right"].includes(dials.order);
-  const c = Math.min(fixed ? 1 : 8, unknown.length);
-  const n = Math.min(dials.latents, unknown.length - c);
-  const line = lineUp(unknown, c, dials.order, uniform(key, 2 * (t - 1), A));
+  const u = unknown.length;
+  if (!u) return null;
+  // 1. put the unknown cells in order, 2. rank those that are present
+  const c = Math.min(["random", "left_to_right"].includes(sampling.order) ? 1 : 8, u);
+  const n = Math.min(sampling.latents, u - c);
+  const order = inOrder(unknown, c, sampling.order, uniform(key, 2 * u, A));
+  const candidates = order.slice(0, c);
   const who = Array(P + A).fill("."), rankOf = Array(P + A).fill(0);
   who.fill("k", 0, P);
   cells.forEach((cell) => { if (board[cell] >= 0) who[P + cell] = "k"; });
-  line.slice(0, c).forEach((cell) => { who[P + cell] = "c"; rankOf[P + cell] = n + 1; });
-  line.slice(c, c + n).forEach((cell, i) => { who[P + cell] = "l"; rankOf[P + cell] = i + 1; });
-  // 2. predict
+  candidates.forEach((cell) => { who[P + cell] = "c"; rankOf[P + cell] = n + 1; });
+  order.slice(c, c + n).forEach((cell, i) => { who[P + cell] = "l"; rankOf[P + cell] = i + 1; });
+  // 3. predict
   const present = [...who.keys()].filter((s) => who[s] !== ".");
   const tokens = present.map((s) => (s < P ? BOS : board[s - P] < 0 ? MASK : board[s - P]));
   const rank = present.map((s) => rankOf[s]), logits = forward(model, tokens, present, rank);
   const logitsOf = (s) => logits.subarray(present.indexOf(s) * K, (present.indexOf(s) + 1) * K);
-  // 3. choose a candidate, 4. commit it
-  const sure = line.slice(0, c).map((cell) => certainty(softmax(logitsOf(P + cell)), dials.order));
-  const seat = c > 1 ? indexOfMost(sure) : 0, cell = line[seat];
+  // 4. commit the candidate that the model is most certain of
+  const sure = candidates.map((cell) => certainty(softmax(logitsOf(P + cell)), sampling.order));
+  const best = indexOfMost(sure), cell = candidates[best];
   let scores = softmax(logitsOf(P + cell));
-  if (dials.temperature) {
-    const noise = uniform(key, 2 * (t - 1) + 1, c * K).slice((c - 1 - seat) * K, (c - seat) * K);
-    scores = softmax(logitsOf(P + cell).map((l) => l / dials.temperature))
+  if (sampling.temperature) {
+    const noise = uniform(key, 2 * u + 1, c * K).slice(best * K, (best + 1) * K);
+    scores = softmax(logitsOf(P + cell).map((l) => l / sampling.temperature))
       .map((p, k) => p / -Math.log(noise[k]));
   }
   const asked = present.filter((s) => "lc".includes(who[s]));
@@ -239,7 +237,7 @@ function inBytes(values) {
   return btoa(String.fromCharCode(...whole));
 }
 
-/** What data/sudoku.py says of a board: digits that a row, column or box holds more than once. */
+/** What data/sudoku.py says about a board: digits that a row, column or box holds repeatedly. */
 function mistakesOf({ box: [h, w], side: N, symbols }, board) {
   const kinds = { row: (r) => r, column: (r, c) => c,
                   box: (r, c) => Math.floor(r / h) * (N / w) + Math.floor(c / w) };
@@ -258,7 +256,7 @@ function mistakesOf({ box: [h, w], side: N, symbols }, board) {
 }
 
 /** A trace of one sample that began at `start` (A symbols) and made these steps. */
-function traceOf(model, dials, start, steps) {
+function traceOf(model, sampling, start, steps) {
   const board = [...start];
   let told = [], seconds = 0;
   const shown = steps.map((step) => {
@@ -272,8 +270,8 @@ function traceOf(model, dials, start, steps) {
     task: { name: model.task, kind: "board", side: model.side, box: model.box, P: model.P,
             A: board.length },
     symbols: model.symbols,
-    about: { objective: model.objective, order: dials.order, seed: dials.seed,
-             latents: dials.latents >= board.length - 1 ? "all" : dials.latents },
+    about: { objective: model.objective, order: sampling.order, seed: sampling.seed,
+             latents: sampling.latents >= board.length - 1 ? "all" : sampling.latents },
     samples: [{ prompt: "", start, given: start, reference: null, mistakes: told,
       solved: !told.length && !board.includes(-1), nfe: steps.length,
       tokens: steps.reduce((sum, step) => sum + step.tokens, 0), steps: shown }] };
@@ -290,8 +288,8 @@ function startLive() {
   live.start = Array(model.side ** 2).fill(-1);
   buildControls($("live"));
   for (const side of ["left", "right"]) {
-    const dials = { latents: 0, order: "random", seed: 0 };
-    const [sample] = load(JSON.stringify(traceOf(model, dials, live.start, [])), side);
+    const sampling = { latents: 0, order: "random", seed: 0 };
+    const [sample] = load(JSON.stringify(traceOf(model, sampling, live.start, [])), side);
     const board = { sample, steps: [] };
     sample.redo = (t, cell, symbol) => commitByHand(board, t, cell, symbol);
     sample.give = give;
@@ -331,12 +329,12 @@ function buildControls(root) {
     decodeAll();
   });
   live.status = make(root, "span", "quiet");
-  make(root, "p", "quiet", "At step 0 point at a cell and type a digit, or click one below its "
-       + "board, to give it; 0 takes it back. At a later step the same commits that digit there "
-       + "instead, and decoding goes on from it.");
+  make(root, "p", "quiet", "At step 0 point at a cell and type a digit, or click a digit below the "
+       + "board: the cell is given. 0 takes it back. At a later step the digit is committed "
+       + "instead, and decoding goes on from there.");
 }
 
-function dialsOf(board) {
+function samplingOf(board) {
   const i = live.boards.indexOf(board), seed = Math.floor(Number(live.seed.value));
   return { latents: Number(live.latents[i].value), order: live.order.value,
            temperature: Number(live.temperature.value), seed: seed >= 0 && seed < 1e9 ? seed : 0 };
@@ -347,28 +345,28 @@ function decodeAll(follow = true) {
   decodeOn(live.boards, follow);
 }
 
-/** Decode these boards from where they are, a step at a time. follow: show each. */
+/** Decode these boards from where they are, a pass at a time. follow: show each. */
 async function decodeOn(boards, follow = true) {
   const mine = ++live.run, { model } = live;
   const jobs = boards.map((board) => {
-    const dials = dialsOf(board), start = live.start.map((s) => (s < 0 ? model.MASK : s));
-    const different = dials.temperature > 0 || live.start.every((s) => s < 0);
-    const key = sampleKey(dials.seed, [...Array(model.P).fill(model.BOS), ...start], different);
-    return { board, dials, key };
+    const sampling = samplingOf(board), start = live.start.map((s) => (s < 0 ? model.MASK : s));
+    const differ = sampling.temperature > 0 || live.start.every((s) => s < 0);
+    const key = sampleKey(sampling.seed, [...Array(model.P).fill(model.BOS), ...start], differ);
+    return { board, sampling, key };
   });
   pause();
-  for (const { board, dials } of jobs) refresh(board, dials);
-  fillShelf();  // dials may have another name now
+  for (const { board, sampling } of jobs) refresh(board, sampling);
+  fillShelf();  // the titles name the sampling parameters
   for (let busy = true; busy;) {
     await new Promise((done) => setTimeout(done, 0));
     if (live.run !== mine) return;  // another decode has begun
     busy = false;
-    for (const { board, dials, key } of jobs) {
+    for (const { board, sampling, key } of jobs) {
       const symbols = [...board.sample.boards[board.sample.boards.length - 1]];
-      const step = oneStep(model, symbols, dials, key, board.steps.length + 1);
+      const step = onePass(model, symbols, sampling, key);
       if (!step) continue;
       board.steps.push(step);
-      refresh(board, dials);
+      refresh(board, sampling);
       busy = true;
     }
     const done = Math.max(...jobs.map(({ board }) => board.steps.length));
@@ -378,26 +376,26 @@ async function decodeOn(boards, follow = true) {
   }
 }
 
-/** The sample on the shelf becomes what has been decoded by now; its panel and focus stay. */
-function refresh(board, dials) {
-  const json = JSON.stringify(traceOf(live.model, dials, live.start, board.steps));
+/** Show on the shelf what has been decoded by now; the panel and its focus stay. */
+function refresh(board, sampling) {
+  const json = JSON.stringify(traceOf(live.model, sampling, live.start, board.steps));
   Object.assign(board.sample, read(json, board.sample.file)[0]);
 }
 
-/** Give a digit from the start (-1: take it back), on both boards; the page stays at the start. */
+/** Give a digit at the start (-1: take it back) on both boards; the page stays at step 0. */
 function give(cell, symbol) {
   live.start[cell] = symbol;
   decodeAll(false);
 }
 
-/** In step t this symbol was to be committed here: then decode on. */
+/** Commit this symbol here in step t, then decode on. */
 function commitByHand(board, t, cell, symbol) {
   board.steps = [...board.steps.slice(0, t - 1), { ...board.steps[t - 1], set: [[cell, symbol]] }];
   now.step = t;
   decodeOn([board]);
 }
 
-/** Digits on a cell that has the focus or the mouse. */
+/** A digit is typed on the cell that has the focus or the mouse. */
 function onDigit(e) {
   const typing = e.target.matches("input, select, textarea");
   if (typing || now.cell === null || !/^[0-9]$/.test(e.key)) return;

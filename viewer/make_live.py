@@ -1,11 +1,11 @@
-"""The page with a model in it: viewer.html, live.js and the weights of a checkpoint in one file.
+"""Make the page that holds a model: viewer.html, live.js and a checkpoint's weights in one file.
 
     python viewer/make_live.py out/live.html                    # the shipped 6x6 checkpoint
     python viewer/make_live.py out/live.html --ckpt FILE
 
-Whoever opens it types a board, turns n and the order, commits another digit by hand and sees it
-decode again, offline. The weights are in bf16 (two bytes each, base64), the format of shipped
-checkpoints; others are rounded to it.
+A visitor types a board, chooses n and the order, commits another digit by hand and watches the
+model decode again, without a network. The weights are in bf16 (two bytes each, base64), the format
+of shipped checkpoints; other weights are rounded to it.
 """
 import base64
 import json
@@ -29,7 +29,7 @@ MODEL = '<script type="application/json" id="model"></script>'
 
 
 def model_text(model, task, config):
-    """Everything that live.js must know -> JSON text. Raises BadInput for what it cannot run."""
+    """What live.js needs -> JSON text. Raises BadInput for a model that it cannot run."""
     if config.objective != "scdm" or task.name != "sudoku-gen":
         raise BadInput(f"live.js runs scdm on sudoku-gen, not {config.objective} on {task.name}; "
                        "give another --ckpt")
@@ -40,13 +40,13 @@ def model_text(model, task, config):
         "P": task.P, "K": task.K, "MASK": task.MASK, "BOS": task.BOS,
         "symbols": [task.encoding.decode([i]) for i in range(task.K)],
         "width": config.width, "depth": config.depth, "heads": config.heads, "loops": config.loops,
-        "qkNorm": config.qk_norm, "reluSquared": config.relu_squared,
+        "qkNorm": config.qk_norm,
         "weights": [[name, value.numel()] for name, value in weights.items()],
         "data": base64.b64encode(raw).decode("ascii")})
 
 
 def live_page(text):
-    """model_text() -> HTML. (bf16 in bytes is little-endian, as on every machine that browses.)"""
+    """model_text() -> HTML. (The bytes of bf16 are little-endian, as in every browser.)"""
     page = embed("", PLACE)
     program = (HERE / "live.js").read_text(encoding="utf-8")
     page = page.replace("</body>", f'{MODEL}\n<script nonce="viewer">\n{program}</script>\n</body>')

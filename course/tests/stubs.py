@@ -1,7 +1,7 @@
 """What the tests of the exercises share: a task of four cells, and a 'model' that is a table.
 
-The tests of an exercise call its functions and no others that are cut, so that exercises can be
-solved in any order.
+The tests of an exercise call no function that another exercise asks for, so you can solve the
+exercises in any order.
 """
 import os
 
@@ -20,16 +20,18 @@ class Toy:
 class Table:
     """A 'model' whose prediction depends on the position alone: logits (S, K).
 
-    It remembers the tokens, positions and ranks of every call.
+    It remembers the tokens, positions and ranks of every call. Asked for several readings it
+    returns two, the first with the symbols in reverse.
     """
 
     def __init__(self, logits):
         self.logits, self.calls = logits, []
 
-    def __call__(self, tokens, positions, rank=None, cache=None):
+    def __call__(self, tokens, positions, rank=None, cache=None, read_every=0):
         positions = positions.expand(tokens.shape)
         self.calls.append((tokens, positions, rank))
-        return self.logits[positions]
+        logits = self.logits[positions]
+        return torch.stack([logits.flip(-1), logits]) if read_every else logits
 
     def new_cache(self):
         return {}
@@ -43,6 +45,6 @@ def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def raw(turn, W=None):
-    """A ranking that hands the turn through: the model's rank then shows it."""
-    return turn
+def raw(level, W=None):
+    """A ranking that hands the level through: the model's rank then shows it."""
+    return level

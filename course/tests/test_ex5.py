@@ -7,26 +7,26 @@ from stubs import Table, Toy, gen, logits
 
 import objectives
 from model import CAUSAL
-from mtp import causal, draw_window, next_token_nats, window_sees_itself
+from mtp import causal, draw_window, next_token_loss, window_sees_itself
+from noise import sample_keys
 from objectives import Objective
-from plumbing.randomness import sample_keys
 from sample import decode_next_token
 
-TURN = torch.tensor([[0, 1, 2, 3]])
+LEVEL = torch.tensor([[0, 1, 2, 3]])
 CLEAN = torch.tensor([[Toy.BOS, 0, 2, 1, 1], [Toy.BOS, 2, 2, 0, 1]])
 
 
 @pytest.mark.parametrize("W", [1, 2, torch.tensor(2)])
 def test_nobody_sees_beyond_the_window(W):
-    rank = window_sees_itself(TURN, W)[0]
-    assert rank.tolist() == [0.0 if t <= W else math.inf for t in TURN[0].tolist()]
+    rank = window_sees_itself(LEVEL, W)[0]
+    assert rank.tolist() == [0.0 if t <= W else math.inf for t in LEVEL[0].tolist()]
 
 
 def test_without_a_cell_beyond_it_all_see_all():
-    """None is the fast way to say so; in decoding W is not given."""
+    """None is the fast way to say so; decoding does not give W."""
     assert window_sees_itself(torch.tensor([[1, 2, 3, 4]]), 3)[0, 3] == math.inf
     for W in (4, 7, None):
-        rank = window_sees_itself(TURN, W)
+        rank = window_sees_itself(LEVEL, W)
         assert rank is None or not rank.any()
 
 
@@ -44,19 +44,20 @@ def test_random_windows_are_uniform_in_log_W():
         assert abs(drawn.count(w) / 3000 - p) < 6 * (p * (1 - p) / 3000) ** 0.5
 
 
-def test_each_token_is_scored_where_its_predecessor_stands():
-    model = Table(logits())
-    nats = next_token_nats(model, CLEAN, torch.arange(1, 5).expand(2, 4), 4, Toy, causal)
+def test_each_token_is_scored_at_the_position_before_it():
+    model, level = Table(logits()), torch.arange(1, 5).expand(2, 4)
+    loss = next_token_loss(model, CLEAN, level, 4, Toy, causal)
     logp = model.logits.log_softmax(dim=1)
     expected = [-sum(logp[i - 1, row[i]] for i in range(1, 5)) / 4 for row in CLEAN]
-    torch.testing.assert_close(nats, torch.stack(expected))
+    torch.testing.assert_close(loss, torch.stack(expected))
+    both = next_token_loss(model, CLEAN, level, 4, Toy, causal, read_every=1)  # (R, B)
+    assert both.shape == (2, 2) and torch.equal(both[1], loss) and not torch.equal(both[0], loss)
 
 
 def test_what_the_model_is_given():
-    """Clean tokens, and a ranking under which no token sees a later one. The last need not be fed.
-    """
+    """Clean tokens, and a ranking under which no token sees a later one. The last is not needed."""
     model = Table(logits())
-    next_token_nats(model, CLEAN, torch.arange(1, 5).expand(2, 4), 4, Toy, causal)
+    next_token_loss(model, CLEAN, torch.arange(1, 5).expand(2, 4), 4, Toy, causal)
     (tokens, positions, rank), = model.calls
     T = tokens.shape[1]
     assert T in (4, 5) and torch.equal(tokens, CLEAN[:, :T])
@@ -64,7 +65,7 @@ def test_what_the_model_is_given():
 
 
 class Caching(Table):
-    """It remembers, too, that it was given its cache."""
+    """It also counts how often it is given its cache."""
     caches = 0
 
     def __call__(self, tokens, positions, rank=None, cache=None):
@@ -79,7 +80,7 @@ def decoded(monkeypatch, use_cache, temperature=0.0, count=2):
     return model, *decode_next_token(model, Toy, "next", start, temperature, keys, use_cache)
 
 
-def test_with_the_cache_each_token_is_fed_once(monkeypatch):
+def test_with_the_cache_the_model_reads_each_token_once(monkeypatch):
     model, tokens, stats = decoded(monkeypatch, True)
     assert torch.equal(torch.cat([call[0] for call in model.calls], dim=1), tokens[:, :4])
     assert [call[1][0].tolist() for call in model.calls] == [[0], [1], [2], [3]]
@@ -87,7 +88,7 @@ def test_with_the_cache_each_token_is_fed_once(monkeypatch):
     assert model.caches == 4
 
 
-def test_without_it_the_whole_prefix_is_fed(monkeypatch):
+def test_without_it_the_model_reads_the_whole_prefix(monkeypatch):
     model, tokens, stats = decoded(monkeypatch, False)
     for i, (seen, positions, rank) in enumerate(model.calls, 1):
         assert torch.equal(seen, tokens[:, :i]) and positions[0].tolist() == list(range(i))

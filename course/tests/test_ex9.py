@@ -1,6 +1,6 @@
-"""Exercise 9, an objective of your own. These tests need exercises 1, 3 and 5, too.
+"""Exercise 9, an objective of your own. These tests also need exercises 1, 3 and 5.
 
-(All of them if your row uses other parts: the second exercise if it hides cells as diffusion does.)
+(An objective that uses other parts needs their exercises: random masks need exercise 2.)
 """
 import pytest
 import stubs  # noqa: F401
@@ -12,23 +12,23 @@ from course.ex9 import sixth
 from data import make_task
 from model import CAUSAL, visible
 from mtp import next_token_ranks
-from objectives import OBJECTIVES, make_dials
-from plumbing.randomness import sample_keys
+from noise import sample_keys
+from objectives import OBJECTIVES, make_sampling_params
 from sample import decode, decode_next_token
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """-> name, row, task, model after three steps, their losses."""
-    name, row = sixth()
+    """-> name, Objective, task, model after three steps, their losses."""
+    name, objective = sixth()
     assert name not in OBJECTIVES
-    monkeypatch.setitem(OBJECTIVES, name, row)
+    monkeypatch.setitem(OBJECTIVES, name, objective)
     config = Config(objective=name, task="star", path_len=4, labels=11, width=16, depth=1, heads=2,
                     batch_size=32, max_steps=3, device="cpu")
     task, exact = make_task(config), torch.autocast("cpu", enabled=False)
     state = train.make_state(config, task, torch.device("cpu"), exact)
     step = train.make_step(state)
-    return name, row, task, state.model, [step(1.0).item() for _ in range(3)]
+    return name, objective, task, state.model, [step(1.0).item() for _ in range(3)]
 
 
 def test_it_trains(trained):
@@ -36,30 +36,30 @@ def test_it_trains(trained):
 
 
 def test_it_decodes(trained):
-    name, row, task, model, _ = trained
-    start, dials = task.test_set(4)[0], make_dials(name, task)
+    name, objective, task, model, _ = trained
+    start, sampling = task.test_set(4)[0], make_sampling_params(name, task)
     keys = sample_keys(0, start, copies_differ=True)
-    if row.next_token:
-        tokens, _ = decode_next_token(model, task, name, start, dials.temperature, keys)
+    if objective.next_token:
+        tokens, _ = decode_next_token(model, task, name, start, sampling.temperature, keys)
     else:
-        tokens, _ = decode(model, task, name, start, dials, keys)
+        tokens, _ = decode(model, task, name, start, sampling, keys)
     assert tokens.shape == start.shape and tokens[:, task.P:].max() < task.K
 
 
-def ranks_of(row, task):
+def ranks_of(objective, task):
     """Its ranks in two situations: a random order, and the last cells with a window of 2."""
-    if row.next_token:
-        rank = next_token_ranks(row.ranks, task, "cpu")
+    if objective.next_token:
+        rank = next_token_ranks(objective.ranks, task, "cpu")
         return [torch.arange(1, task.S + 1) if rank is CAUSAL else rank]
     situations = (torch.tensor([[2, -1, 1, 0]]), 4), (torch.tensor([[0, 1, 2, 3]]), 2)
-    ranks = [row.ranks(turn, W) for turn, W in situations]
+    ranks = [objective.ranks(level, W) for level, W in situations]
     return [torch.zeros(1, 4) if rank is None else rank for rank in ranks]
 
 
-def test_who_sees_whom_is_another_matter_than_in_all_five(trained):
-    name, row, task, _, _ = trained
-    own = [visible(rank) for rank in ranks_of(row, task)]
+def test_who_sees_whom_differs_from_all_five(trained):
+    name, objective, task, _, _ = trained
+    own = [visible(rank) for rank in ranks_of(objective, task)]
     for other in set(OBJECTIVES) - {name}:
-        if OBJECTIVES[other].next_token == row.next_token:
+        if OBJECTIVES[other].next_token == objective.next_token:
             theirs = [visible(rank) for rank in ranks_of(OBJECTIVES[other], task)]
             assert not all(map(torch.equal, own, theirs)), f"that is {other}"

@@ -1,4 +1,4 @@
-"""The model in the page: the same logits and the same boards as here, and what a visitor does."""
+"""The model in the page: it computes the same logits and boards as Python; a visitor uses it."""
 import base64
 import json
 import sys
@@ -10,12 +10,12 @@ import torch
 import webdriver
 
 from data.sudoku import Sudoku
-from objectives import make_dials
+from noise import certainty, sample_keys, uniform
+from objectives import make_sampling_params
 from plumbing.checkpoint import load_model
 from plumbing.cli import run
-from plumbing.randomness import sample_keys, uniform
 from plumbing.trace import trace
-from sample import certainty, decode
+from sample import decode
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "viewer"))
@@ -59,7 +59,7 @@ def page(browser, made):
 
 @needs_browser
 def test_logits_are_those_of_pytorch(page, shipped):
-    """Within 1e-3, from the same weights: all cells, a few, none but the prompt; three rankings."""
+    """Within 1e-3, from the same weights: all cells, a few, the prompt alone; three rankings."""
     model, task, _ = shipped
     generator = torch.Generator().manual_seed(0)
     for T in (1, 6, 19, 37):
@@ -80,42 +80,37 @@ def test_what_a_page_knows_of_its_model(shipped):
     for asked in (False, True):
         text = make_live.model_text(model, task, replace(config, qk_norm=asked))
         assert json.loads(text)["qkNorm"] is asked
-        text = make_live.model_text(model, task, replace(config, relu_squared=asked))
-        assert json.loads(text)["reluSquared"] is asked
 
 
 @needs_browser
-@pytest.mark.parametrize("name", ("qkNorm", "reluSquared"))
-def test_logits_of_another_model(page, shipped, name):
-    """The same page, told that its model normalises queries and keys, or squares ReLU."""
+def test_logits_of_another_model(page, shipped):
+    """The same page with a model that normalises queries and keys."""
     model, task, _ = load_model(make_live.SHIPPED, torch.device("cpu"))
     for block in model.blocks:
-        block.attn.qk_norm = name == "qkNorm"
-        block.relu_squared = name == "reluSquared"
+        block.attn.qk_norm = True
     tokens, positions, rank = [task.BOS, *range(6)], list(range(7)), [0, 0, 1, 2, 2, 3, 0]
     with torch.no_grad():
         expected = model(torch.tensor([tokens]), torch.tensor(positions), torch.tensor(rank))[0]
         without = shipped[0](torch.tensor([tokens]), torch.tensor(positions), torch.tensor(rank))[0]
-    found = page.run("const [name, ...asked] = arguments;"
-                     "return Array.from(forward({ ...live.model, [name]: true }, ...asked))",
-                     name, tokens, positions, rank)
+    found = page.run("return Array.from(forward({ ...live.model, qkNorm: true }, ...arguments))",
+                     tokens, positions, rank)
     assert (torch.tensor(found).view(7, task.K) - expected).abs().max() < 1e-3
     assert (without - expected).abs().max() > 0.1
 
 
 @needs_browser
-def test_randomness_is_the_same_bits(page):
-    for seed, start, different in ((0, [8, *[7] * 36], True), (7, [8, 1, 2, *[7] * 34], False)):
-        keys = sample_keys(seed, torch.tensor([start]), copies_differ=different)
-        found = page.run("return uniform(sampleKey(...arguments), 5, 40)", seed, start, different)
+def test_random_numbers_are_the_same_bits(page):
+    for seed, start, differ in ((0, [8, *[7] * 36], True), (7, [8, 1, 2, *[7] * 34], False)):
+        keys = sample_keys(seed, torch.tensor([start]), copies_differ=differ)
+        found = page.run("return uniform(sampleKey(...arguments), 5, 40)", seed, start, differ)
         assert found == uniform(keys, 5, 40)[0].tolist()
 
 
 STEPS = """
-const [givens, boards, dials, different] = arguments, { model } = live;
+const [givens, boards, sampling, differ] = arguments, { model } = live;
 const start = [model.BOS, ...givens.map((s) => (s < 0 ? model.MASK : s))];
-const key = sampleKey(dials.seed, start, different);
-return boards.map((board, i) => oneStep(model, board, dials, key, i + 1));
+const key = sampleKey(sampling.seed, start, differ);
+return boards.map((board) => onePass(model, board, sampling, key));
 """
 
 
@@ -124,20 +119,20 @@ return boards.map((board, i) => oneStep(model, board, dials, key, i + 1));
     ("random", 0, 1.0), ("random", 5, 1.0), ("random", 99, 0.0), ("confidence", 3, 0.0),
     ("margin", 1, 3.0), ("entropy", 2, 3.0), ("left_to_right", 4, 0.0)])
 def test_steps_are_those_of_sample_py(page, shipped, order, n, temperature):
-    """The same seed, givens and boards: the same seats, costs, cells and symbols.
+    """The same seed, givens and boards: the same cells in the pass, ranks, costs and symbols.
 
-    Where two candidates are equally sure to 1e-4, rounding may decide for the other one; half of
-    the steps at least are decided.
+    Where the model is equally certain of two candidates to 1e-4, rounding may choose either; at
+    least half of the steps must agree.
     """
     model, task, _ = shipped
-    givens = [int(d) - 1 if i % 9 < 2 else -1 for i, d in enumerate(BOARD)]  # 28 to be found
+    givens = [int(d) - 1 if i % 9 < 2 else -1 for i, d in enumerate(BOARD)]  # 28 unknown
     start = torch.tensor([[task.BOS] + [task.MASK if s < 0 else s for s in givens]])
     keys, history = sample_keys(1, start, copies_differ=temperature > 0), []
-    dials = make_dials("scdm", task, order=order, latents=n, temperature=temperature)
-    tokens, stats = decode(model, task, "scdm", start, dials, keys, history)
+    sampling = make_sampling_params("scdm", task, order=order, latents=n, temperature=temperature)
+    tokens, stats = decode(model, task, "scdm", start, sampling, keys, history)
     stats["solved"] = task.check(start, tokens[:, 1:])
     made = trace(task, start, None, history, tokens[:, 1:], stats, {})["samples"][0]["steps"]
-    after = [step.tokens[0, 1:] for step in history[:-1]]
+    after = [step["tokens"][0, 1:] for step in history[:-1]]
     boards = [givens, *(cells.masked_fill(cells == task.MASK, -1).tolist() for cells in after)]
     asked = {"order": order, "latents": n, "seed": 1, "temperature": temperature}
     found, decided = page.run(STEPS, givens, boards, asked, temperature > 0), 0
@@ -147,18 +142,18 @@ def test_steps_are_those_of_sample_py(page, shipped, order, n, temperature):
         away = [abs(a - b) for name in ("probs", "entropy") for a, b in
                 zip(base64.b64decode(mine[name]), base64.b64decode(theirs[name]), strict=True)]
         assert max(away) <= 1
-        c = int(step.candidate.sum())
-        sure = certainty(step.logits[0, -c:].softmax(dim=-1), order)
+        c = step["candidates"]
+        sure = certainty(step["logits"][0, -c:].softmax(dim=-1), order)
         decided += theirs["set"] == mine["set"]
         if theirs["set"] != mine["set"]:
-            seats = step.present[0, -c:].tolist()
-            at = [seats.index(1 + one["set"][0][0]) for one in (mine, theirs)]
+            candidates = step["present"][0, -c:].tolist()
+            at = [candidates.index(1 + one["set"][0][0]) for one in (mine, theirs)]
             assert at[0] != at[1] and abs(sure[at[0]] - sure[at[1]]) < 1e-4
     assert decided >= len(history) / 2
 
 
 @needs_browser
-def test_certainty_is_that_of_sample_py(page):
+def test_certainty_is_that_of_noise_py(page):
     probs = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
     probs[0] = torch.tensor([0.0, 0, 1, 0, 0, 0])
     for order in ("confidence", "margin", "entropy"):
@@ -232,7 +227,7 @@ def test_a_visitor(page):
 
 @needs_browser
 def test_a_step_takes_less_than_a_second(page):
-    """(50 ms of one core where nothing else runs; the bound leaves room for busy machines.)"""
+    """(50 ms on one idle core; the bound leaves room for busy machines.)"""
     best = page.run("""
         const all = Array.from({ length: 37 }, (_, i) => i), took = [];
         for (let i = 0; i < 6; i++) {

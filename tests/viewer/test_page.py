@@ -21,7 +21,7 @@ import sample
 from conftest import PUZZLE, random_model, task_config
 from data import make_task
 from model import visible
-from objectives import make_dials
+from objectives import make_sampling_params
 from plumbing.cli import run
 from plumbing.trace import PLACE, embed, to_text, trace
 from webdriver import wait
@@ -69,9 +69,10 @@ def planning(data_dir):
     """A trace of an untrained model, as text."""
     task = make_task(task_config("planning", data_dir=data_dir))
     (start, references), history = task.test_set(2), []
-    dials = make_dials("mtp", task)
-    _, answers, stats = sample.evaluate(random_model(task), task, "mtp", dials, start, references,
-                                        0, torch.device("cpu"), nullcontext(), history=history)
+    sampling = make_sampling_params("mtp", task)
+    _, answers, stats = sample.evaluate(random_model(task), task, "mtp", sampling, start,
+                                        references, 0, torch.device("cpu"), nullcontext(),
+                                        history=history)
     about = {"objective": "mtp", "seconds": 1.0}
     return to_text(trace(task, start, references, history, answers, stats, about))
 
@@ -151,7 +152,7 @@ def test_every_step_says_what_the_trace_says(page, traces, name):
                                                        else "committed before")
                 assert text.removesuffix(", wrong") == f"{state} {names[board[cell]]}"
             elif t == 0:
-                assert text == "to be found"
+                assert text == "unknown"
             elif cell in guesses:
                 kind = {"l": "latent", "c": "candidate", "n": "next"}[step["who"][P + cell]]
                 best = names[guesses[cell].index(max(guesses[cell]))]
@@ -180,8 +181,8 @@ def test_a_cell_shows_its_distribution_and_whom_it_may_look_at(page, traces, nam
     browser = page(traces[name], hash="#step=0")
     browser.run("location.hash = arguments[0]", f"#step={t}")
     wait(browser, f"return now.step === {t}")
-    seated = [p for p, letter in enumerate(step["who"]) if letter in "klc"]
-    rank = torch.zeros(len(seated)) if step["rank"] is None else torch.arange(1, len(seated) + 1)
+    present = [p for p, letter in enumerate(step["who"]) if letter in "klc"]
+    rank = torch.zeros(len(present)) if step["rank"] is None else torch.arange(1, len(present) + 1)
     rank = torch.tensor(step["rank"]) if isinstance(step["rank"], list) else rank
     matrix = visible(rank)
     asked = [p - P for p, letter in enumerate(step["who"]) if letter in "lcn" and p >= P]
@@ -195,10 +196,10 @@ def test_a_cell_shows_its_distribution_and_whom_it_may_look_at(page, traces, nam
         assert sorted(widths, reverse=True)[:K] == pytest.approx(
             sorted((p / 2.55 for p in probs), reverse=True)[:len(widths)], abs=0.01)
         if step["who"][P + cell] == "n":
-            seen = set(seated)  # all before it; its predecessor is "itself" there
+            seen = set(present)  # all before it; its predecessor is "itself" there
         else:
-            row = matrix[seated.index(P + cell)]
-            seen = {p for p, yes in zip(seated, row.tolist()) if yes} - {P + cell}
+            row = matrix[present.index(P + cell)]
+            seen = {p for p, yes in zip(present, row.tolist()) if yes} - {P + cell}
         count = {letter: sum(step["who"][p] == letter and p >= P for p in seen) for letter in "klc"}
         words = [(sum(p < P for p in seen), "of the prompt"), (count["k"], "known"),
                  (count["l"], "latent"), (count["c"], "candidate")]
