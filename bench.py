@@ -6,9 +6,10 @@
     python bench.py --what train --width 512 --depth 6                # 19M parameters
     python bench.py --what scale      # seconds per training step against S and N, fitted exponents
     python bench.py --what sample --out results/bench-sample.json     # for reproduce.py --table
-    python bench.py --what processes  # torchrun: one process per GPU against one process
+    python bench.py --what world      # torchrun: one process per GPU against one process
 
-Model flops per token of a training step: 6 N (matrices only) + 12 L D S (attention, full).
+Model flops per token of a training step: 6 N (matrices only, once for each loop) + 12 L D S
+(attention over all S; half of that where it is causal).
 Utilisation is against 989 TFLOP/s, the dense bf16 rate in the data sheet of the H100 and H200; on
 other devices none is given.
 """
@@ -32,13 +33,13 @@ from tqdm import tqdm
 
 from config import PRESETS, RANGES, Config, check
 from data import Task, make_task
-from objectives import OBJECTIVES, make_dials, show_count
+from noise import sample_keys
+from objectives import OBJECTIVES, make_sampling_params, show_count
 from plumbing.checkpoint import read_log, write_text
 from plumbing.cli import (ALL, DEVICES, BadInput, Parser, choose_device, end, number, path,
                           printable, run, say)
 from plumbing.fast import WARM_STEPS
 from plumbing.memory import peak_memory_gb, watch_memory
-from plumbing.randomness import sample_keys
 from plumbing.report import bench_markdown
 from sample import decode, decode_next_token
 from train import make_state, make_step
@@ -71,7 +72,7 @@ class RandomTask:
     def train_batch(self, B, generator, device):
         tokens = torch.randint(self.K, (B, self.S), generator=generator, device=device)
         tokens[:, 0] = self.BOS
-        return tokens, None
+        return tokens, torch.zeros(B, self.A, dtype=torch.bool, device=device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ class RandomTask:
 
 
 def warm_step(task, config, device, autocast):
-    """-> a fresh model and its step(scale), compiled and recorded."""
+    """-> a fresh model and its step(lr_scale), compiled and recorded as a CUDA graph."""
     state = make_state(config, task, device, autocast)
     step = make_step(state)
     for _ in range(WARM_STEPS):
@@ -88,19 +89,20 @@ def warm_step(task, config, device, autocast):
 
 
 def time_training(task, config, device, autocast, repeats, steps=10):
-    """-> a row: milliseconds per step, tokens per second, model flops, their share of the peak."""
+    """-> a row: milliseconds per step, tokens per second, model flops, utilisation of the peak."""
     watch_memory(device)
     model, step = warm_step(task, config, device, autocast)
     seconds = median_seconds(lambda: [step(0.0) for _ in range(steps)], device, repeats) / steps
-    matrices = sum(p.numel() for p in model.blocks.parameters()) + model.head.weight.numel()
-    S = task.S - OBJECTIVES[config.objective].next_token  # there the last token is never fed
+    next_token = OBJECTIVES[config.objective].next_token
+    S = task.S - next_token  # there the last token is never fed
+    blocks = config.loops * sum(p.numel() for p in model.blocks.parameters())
+    attention = 12 * config.loops * config.depth * config.width * S / (2 if next_token else 1)
     tokens = config.batch_size * S
-    flops = tokens * (6 * matrices + 12 * config.depth * config.width * S)
+    flops = tokens * (6 * (blocks + model.head.weight.numel()) + attention)
     name = torch.cuda.get_device_name() if device.type == "cuda" else ""
     peak = next((rate for gpu, rate in PEAK.items() if gpu in name), None)
     return {"objective": config.objective, "optimizer": config.optimizer,
             "compiled": config.compile and device.type == "cuda", "params": model.num_params(),
-            "activation": "ReLU^2" if config.relu_squared else "GELU",
             "heads": config.heads, "batch_size": config.batch_size, "S": task.S,
             "ms_per_step": 1000 * seconds,
             "tokens_per_second": tokens / seconds, "tflops": flops / seconds / 1e12,
@@ -134,7 +136,7 @@ def budget(task, config, device, autocast, steps=5):
     ms = dict.fromkeys((kind for kind, _ in KINDS), 0.0)
     for event in profile.key_averages():
         ms[kind_of(event.key)] += event.device_time_total / 1000 / steps
-    return [{"part of a step": kind, "ms": value, "share": value / sum(ms.values())}
+    return [{"part of a step": kind, "ms": value, "fraction": value / sum(ms.values())}
             for kind, value in ms.items()]
 
 
@@ -148,7 +150,8 @@ def generate(model, task, kind, latents, start, keys, autocast):
         if kind.startswith("ar"):
             cached = kind == "ar"
             return decode_next_token(model, task, "ar", start, 1.0, keys, use_cache=cached)[1]
-        return decode(model, task, kind, start, make_dials(kind, task, latents=latents), keys)[1]
+        sampling = make_sampling_params(kind, task, latents=latents)
+        return decode(model, task, kind, start, sampling, keys)[1]
 
 
 def time_sampling(task, config, device, autocast, repeats, batch_size):
@@ -162,7 +165,7 @@ def time_sampling(task, config, device, autocast, repeats, batch_size):
         stats = {}
         once = functools.partial(generate, model, task, kind, n, start, keys, autocast)
         seconds = median_seconds(lambda: stats.update(once()), device, repeats)
-        rows.append({"objective": kind, "latents": n and show_count(n, task),
+        rows.append({"objective": kind, "latents": n and show_count(n, task.A - 1),
                      "batch_size": batch_size, "nfe": mean(stats["nfe"]),
                      "tokens": mean(stats["tokens"]), "seconds": seconds,
                      "boards_per_second": batch_size / seconds})
@@ -173,6 +176,29 @@ def time_sampling(task, config, device, autocast, repeats, batch_size):
     return rows
 
 
+def time_puzzles(task, config, device, autocast, repeats, num):
+    """-> rows: the cost of solving `num` puzzles with 47 to 64 blanks, 1 and 8 cells a pass.
+
+    A sample with fewer blanks waits, and with 8 cells a pass eight groups take passes of their own.
+    """
+    model, rows = make_state(config, task, device, autocast).model, []
+    noise = torch.rand(num, task.A, generator=torch.Generator().manual_seed(0))
+    blanks = 47 + torch.arange(num) % 18
+    cells = torch.zeros(num, task.A, dtype=torch.long)
+    cells[noise.argsort(dim=1).argsort(dim=1) < blanks[:, None]] = task.MASK
+    start = task.start(torch.full((num, 1), task.BOS), cells).to(device)
+    keys = sample_keys(0, start, copies_differ=True)
+    for k in (1, 8):
+        sampling = make_sampling_params("mdm", task, greedy=True, tokens_per_step=k)
+
+        def once():
+            with autocast:
+                return decode(model, task, "mdm", start, sampling, keys)[1]
+        rows.append({"objective": "mdm", "puzzles": num, "tokens_per_step": k,
+                     "nfe": mean(once()["nfe"]), "seconds": median_seconds(once, device, repeats)})
+    return rows
+
+
 def mean(values):
     """(B,) -> the mean over the samples, an int where it is one."""
     value = values.double().mean().item()
@@ -180,11 +206,11 @@ def mean(values):
 
 
 # --------------------------------------------------------------------------------------------------
-# Several processes
+# Several GPUs
 
 
-def time_processes(config, count, steps=400):
-    """train.py with 1 process and with `count`: same seed, same batch -> a row each, with its loss.
+def time_world_sizes(config, count, steps=400):
+    """train.py in 1 process and in `count`: same seed, same batch -> a row each, with its loss.
 
     At most 2,000 puzzles or boards (each batch is augmented anyway): a speed needs no more, and
     making 200,000 takes ten minutes.
@@ -193,14 +219,14 @@ def time_processes(config, count, steps=400):
                      max_steps=steps, log_every_steps=steps // 8, eval_every_steps=0,
                      eval_samples=1)
     rows = []
-    for world in tqdm((1, count), desc="processes", delay=2):
+    for world in tqdm((1, count), desc="world size", delay=2):
         with tempfile.TemporaryDirectory() as out:
             train_with(world, config, out)
             log = [(int(r["step"]), float(r["seconds"]), float(r["loss_nats"]))
                    for r in read_log(Path(out) / "log.csv")]
         (first, begin, _), (last, end, _) = log[0], log[-1]  # the first row holds start-up
         seconds = (end - begin) / (last - first)
-        rows.append({"processes": world, "global_batch": config.batch_size,
+        rows.append({"world_size": world, "global_batch": config.batch_size,
                      "ms_per_step": 1000 * seconds,
                      "samples_per_second": config.batch_size / seconds,
                      **{f"loss at {step}": loss for step, _, loss in log[::2]}})
@@ -281,10 +307,10 @@ def parse_args(argv):
     for field in SIZE:
         p.add_argument(f"--{field}", type=number(*RANGES[field]), metavar="N",
                        help="of the model; default: the preset's")
-    p.add_argument("--what", choices=("train", "sample", "scale", "processes", "all"),
-                   default="all", help="what to measure; all leaves processes out")
-    p.add_argument("--processes", type=number(2, 4096),
-                   help="how many for --what processes; default: one for each GPU, or 2")
+    p.add_argument("--what", choices=("train", "sample", "scale", "world", "all"),
+                   default="all", help="what to measure; all leaves world out")
+    p.add_argument("--world-size", type=number(2, 4096),
+                   help="processes of --what world; default: one for each GPU, or 2")
     p.add_argument("--repeats", type=number(1, 1000), default=5, help="runs per median")
     p.add_argument("--batch-size", type=number(1, 1_000_000),
                    help="of sampling; default 4,096 on a GPU, 64 elsewhere")
@@ -309,13 +335,12 @@ def chosen_config(args, device):
 
 def training_kinds(config, device):
     """What --what train measures: every objective; mdm with twice the batch, with heads of 128
-    where they fit, with both; with ReLU^2, and with all that; with Muon; without the compiler."""
+    where they fit, with both; with Muon; without the compiler."""
     kinds = [replace(config, objective=o) for o in OBJECTIVES]
     twice, wide = {"batch_size": 2 * config.batch_size}, {"heads": config.width // 128}
     changes = [twice]
     if config.width % 128 == 0 and wide["heads"] != config.heads:
         changes += [wide, {**twice, **wide}]
-    changes += [{"relu_squared": True}, {**changes[-1], "relu_squared": True}]
     kinds += [replace(config, **change) for change in [*changes, {"optimizer": "muon"}]]
     if device.type == "cuda":
         kinds.append(replace(config, compile=False))
@@ -347,6 +372,7 @@ def main(argv=None):
     if args.what in ("sample", "all"):
         batch_size = args.batch_size or (4096 if gpu else 64)
         report["sample"] = time_sampling(RandomTask(82), config, *how, batch_size)
+        report["puzzles"] = time_puzzles(RandomTask(82), config, *how, 2500 if gpu else 64)
         keep()
     if args.what in ("scale", "all"):
         report["length"] = time_lengths(config, *how)
@@ -354,11 +380,11 @@ def main(argv=None):
         report["size"] = time_sizes(task, config, *how)
         report["exponents"] = fitted_exponents(report["length"], report["size"])
         keep()
-    if args.what == "processes":
-        # shared out between two, this is the batch of the other parts
+    if args.what == "world":
+        # split between two, this is the batch of the other parts
         twice = replace(config, batch_size=2 * config.batch_size)
-        count = args.processes or max(2, torch.cuda.device_count())
-        report["processes"] = time_processes(twice, count)
+        count = args.world_size or max(2, torch.cuda.device_count())
+        report["world"] = time_world_sizes(twice, count)
         keep()
     print(json.dumps(report) if args.json else bench_markdown(report))
 

@@ -4,18 +4,16 @@ Defaults < preset < flags. The comments of the fields are the --help of train.py
 carries its Config, which goes through the same check when it is read: a file is input like a
 command line.
 """
-import argparse
-import inspect
 import math
 import os
-import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from data import TASKS
+from errors import BadInput, printable
 from objectives import OBJECTIVES
-from plumbing.cli import DEVICES, BadInput, number, path, printable
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 CACHE = str(Path(__file__).parent / "data" / "cache")
 
 
@@ -25,7 +23,7 @@ class Config:  # the comments are the --help
     task: str = "sudoku-gen"  # sudoku-gen (boards) | sudoku (puzzles) | star | planning
     board_size: int = 0  # side of the board, 4, 6 or 9; 0: 4 for sudoku-gen, 9 for sudoku
     layout: str = "inplace"  # sudoku: givens are known cells (inplace), or a prompt (prompt)
-    minimal_share: float = 0.2  # sudoku: share of training puzzles that get no extra givens
+    minimal_fraction: float = 0.2  # sudoku: fraction of training puzzles without extra givens
     arms: int = 2  # star: number of arms d
     path_len: int = 4  # star: nodes on each arm l, counted with the start
     labels: int = 50  # star, planning: how many node names there are
@@ -35,16 +33,15 @@ class Config:  # the comments are the --help
     # the objective
     objective: str = "mdm"  # mdm | sidm | scdm | ar | mtp
     window: str = "all"  # mtp: window W, a number or all, or random (a new W every step: for all W)
-    mask_rate_a: float = 1.0  # law of the hidden share, Kumaraswamy(a, b); 1, 1: uniform, the bound
-    mask_rate_b: float = 1.0  # its b; a, b = 4, 1 hide four fifths on average, 3, 3 three fifths
-    uniform_share: float = 0.0  # share of the batch, rounded up, at 1, 1: to learn the last cells
+    mask_rate_a: float = 1.0  # mask ratio ~ Kumaraswamy(a, b); (1, 1) is uniform and gives the ELBO
+    mask_rate_b: float = 1.0  # its b; on average (4, 1) masks 4/5 of the cells, (3, 3) 3/5
+    uniform_fraction: float = 0.0  # fraction of the batch with a uniform mask ratio (rounded up)
     # the model
     width: int = 128  # embedding width
     depth: int = 4  # transformer blocks
     heads: int = 4  # attention heads
     loops: int = 1  # passes over the blocks: depth by recurrence, with the same weights
     qk_norm: bool = False  # normalise queries and keys of each head: bounds the attention scores
-    relu_squared: bool = False  # instead of GELU: 3 to 5 % faster, solves less (LOG.md)
     embedding_std: float = 0.5  # deviation of the first embeddings; 0.02 learns little in a minute
     init: str = ""  # start from the weights of this checkpoint (a new run with a recipe of its own)
     # the recipe
@@ -55,14 +52,14 @@ class Config:  # the comments are the --help
     weight_decay: float = 0.0  # decoupled weight decay, matrices of the blocks only
     beta2: float = 0.95  # AdamW's second-moment decay
     batch_size: int = 256  # sequences per step
-    accumulate: int = 1  # micro-batches per step: the same step in less memory
+    grad_accum_steps: int = 1  # micro-batches per step: the same step in less memory
     max_steps: int = 1000  # optimiser steps
     max_seconds: float = 0.0  # stop after this much training (0: no limit); the decay follows it
-    stop_at_solved: float = 0.0  # stop once an evaluation solves this share (0: never)
+    stop_at_solved: float = 0.0  # stop once an evaluation solves this fraction (0: never)
     warmup_steps: int = 50  # linear warm-up
     decay_fraction: float = 0.4  # linear decay to 0 over this last part of the run
     grad_clip: float = 1.0  # largest gradient norm
-    compile: bool = False  # torch.compile and a recorded step (CUDA presets)
+    compile: bool = False  # torch.compile and a CUDA graph of the step (CUDA presets)
     # bookkeeping
     seed: int = 0  # of weights, data and masks; evaluation has streams of its own
     device: str = "auto"  # auto | cpu | cuda | mps
@@ -92,11 +89,12 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
         max_seconds=120.0, compile=True, eval_every_steps=3000, eval_samples=1000),
     "sudoku9": dict(
         task="sudoku", board_size=9, train_size=200000, width=256, depth=12, heads=8,
-        minimal_share=0.0, mask_rate_a=4.0, uniform_share=1 / 16, batch_size=512, max_steps=100000,
-        max_seconds=88.0, decay_fraction=0.8, compile=True, eval_every_steps=0, eval_samples=1000),
+        minimal_fraction=0.0, mask_rate_a=4.0, uniform_fraction=1 / 16, batch_size=512,
+        max_steps=100000, max_seconds=88.0, decay_fraction=0.8, compile=True,
+        eval_every_steps=0, eval_samples=1000),
     "sudoku9-cpu": dict(
         task="sudoku", board_size=9, train_size=20000, width=96, depth=6, heads=3, batch_size=32,
-        minimal_share=0.0, mask_rate_a=4.0, uniform_share=1 / 16, optimizer="muon",
+        minimal_fraction=0.0, mask_rate_a=4.0, uniform_fraction=1 / 16, optimizer="muon",
         decay_fraction=0.8, max_steps=6000, eval_samples=100, eval_every_steps=1000),
     "star": dict(
         task="star", arms=2, path_len=5, labels=50, width=256, depth=6, heads=8, batch_size=4096,
@@ -116,13 +114,13 @@ CHOICES = {"task": TASKS, "layout": ("inplace", "prompt"), "objective": OBJECTIV
 PATHS = ("train_file", "data_dir", "init", "out")
 SMALL = 1e-9  # "more than 0"
 RANGES = {  # smallest and largest legal value
-    "board_size": (0, 9), "minimal_share": (0, 1), "arms": (2, 64), "path_len": (2, 256),
+    "board_size": (0, 9), "minimal_fraction": (0, 1), "arms": (2, 64), "path_len": (2, 256),
     "labels": (1, 4096), "train_size": (0, 100_000_000), "width": (1, 16384), "depth": (1, 256),
     "heads": (1, 1024), "loops": (1, 64), "deep_supervision": (0, 256),
     "embedding_std": (SMALL, 100), "learning_rate": (SMALL, 100), "mask_rate_a": (0.1, 100),
-    "mask_rate_b": (0.1, 100), "uniform_share": (0, 1),
+    "mask_rate_b": (0.1, 100), "uniform_fraction": (0, 1),
     "muon_learning_rate": (SMALL, 100), "weight_decay": (0, 100), "beta2": (0, 0.99999),
-    "batch_size": (1, 10_000_000), "accumulate": (1, 1_000_000),
+    "batch_size": (1, 10_000_000), "grad_accum_steps": (1, 1_000_000),
     "max_steps": (1, 10**9), "max_seconds": (0, 10**9), "stop_at_solved": (0, 1),
     "warmup_steps": (0, 10**9), "decay_fraction": (0, 1), "grad_clip": (SMALL, 10**9),
     "seed": (0, 2**32), "log_every_steps": (1, 10**9), "eval_every_steps": (0, 10**9),
@@ -136,16 +134,12 @@ MEANS_SOMETHING_FOR = {
     "window": ("objective", ("mtp",)), "board_size": ("task", ("sudoku-gen", "sudoku")),
     "mask_rate_a": ("objective", ("mdm", "sidm", "scdm")),
     "mask_rate_b": ("objective", ("mdm", "sidm", "scdm")),
-    "uniform_share": ("objective", ("mdm", "sidm", "scdm")),
-    "layout": ("task", ("sudoku",)), "minimal_share": ("task", ("sudoku",)),
+    "uniform_fraction": ("objective", ("mdm", "sidm", "scdm")),
+    "layout": ("task", ("sudoku",)), "minimal_fraction": ("task", ("sudoku",)),
     "train_file": ("task", ("sudoku",)), "arms": ("task", ("star",)),
     "path_len": ("task", ("star",)), "labels": ("task", ("star", "planning")),
     "muon_learning_rate": ("optimizer", ("muon",)),
 }
-# Fields that older checkpoints lack, and what those runs did.
-BEFORE = {"layout": "prompt", "minimal_share": 0.0, "train_file": "", "init": "", "accumulate": 1,
-          "loops": 1, "qk_norm": False, "relu_squared": False, "deep_supervision": 0,
-          "mask_rate_a": 1.0, "mask_rate_b": 1.0, "uniform_share": 0.0}
 
 
 def check(config):
@@ -154,13 +148,17 @@ def check(config):
         check_field(f, getattr(config, f.name))
     if config.width % config.heads:
         raise BadInput(f"--width {config.width} is not a multiple of --heads {config.heads}")
-    if config.batch_size % config.accumulate:
+    if config.batch_size % config.grad_accum_steps:
         raise BadInput(f"--batch-size {config.batch_size} is not a multiple of "
-                       f"--accumulate {config.accumulate}")
+                       f"--grad-accum-steps {config.grad_accum_steps}")
     next_token = OBJECTIVES[config.objective].next_token
     if config.task == "sudoku" and config.layout == "inplace" and next_token:
         raise BadInput(f"objective {config.objective} reads from left to right and cannot see "
                        "givens that stand further on; give --layout prompt")
+    blocks = config.depth * config.loops
+    if config.deep_supervision >= blocks:
+        raise BadInput(f"--deep-supervision {config.deep_supervision} reads nothing before the "
+                       f"last of {blocks} blocks, which is always scored; give less, or 0")
     params = 12 * config.depth * config.width ** 2
     if params > 4e9:
         raise BadInput(f"--width {config.width} and --depth {config.depth} make a model of "
@@ -173,10 +171,6 @@ def check_asked(config, flags):
         if flag in flags and getattr(config, field) not in values:
             raise BadInput(f"--{flag.replace('_', '-')} has no meaning for {field} "
                            f"{getattr(config, field)}; it is for {field} {' or '.join(values)}")
-    every, blocks = flags.get("deep_supervision", 0), config.depth * config.loops
-    if every >= blocks:
-        raise BadInput(f"--deep-supervision {every} reads nothing before the last of {blocks} "
-                       "blocks, which is always scored; give less")
 
 
 def check_field(field, value):
@@ -218,13 +212,13 @@ def from_checkpoint(saved, file):
     if not isinstance(saved, dict):
         raise BadInput(f"checkpoint {file} holds no config; it is not one of train.py")
     names = [f.name for f in fields(Config)]
-    lacking = [n for n in names if n not in saved and n not in BEFORE]
+    lacking = [n for n in names if n not in saved]
     unknown = [str(n) for n in saved if n not in names]
     for what, found in (("lacks", lacking), ("has an unknown", unknown)):
         if found:
             raise BadInput(f"checkpoint {file}: its config {what} field {printable(found[0])}; "
                            "it is damaged or of another version of the program")
-    config = Config(**{**BEFORE, **saved})
+    config = Config(**saved)
     config.data_dir = config.data_dir or CACHE  # a checkpoint that is published names no folders
     try:
         check(config)
@@ -241,21 +235,3 @@ def check_same_run(saved, asked, file):
             raise BadInput(f"--{name.replace('_', '-')} {printable(value)} differs from "
                            f"{printable(repr(before))} in {printable(file, 200)}; "
                            "start a new --out, or drop the flag")
-
-
-def add_flags(parser):
-    """A flag for each field. What is not asked for is absent from the result."""
-    # the dataclass is the documentation: {field: its comment}
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
-    for f in fields(Config):
-        how = {"help": f"{comments[f.name]} (default: {f.default})".replace("%", "%%"),
-               "default": argparse.SUPPRESS}
-        if f.type is bool:
-            how["action"] = argparse.BooleanOptionalAction
-        elif f.name in CHOICES:
-            how["choices"] = list(CHOICES[f.name])
-        elif f.name in RANGES:
-            how["type"] = number(*RANGES[f.name], kind=f.type)
-        else:
-            how["type"] = path if f.name in PATHS else str
-        parser.add_argument("--" + f.name.replace("_", "-"), **how)

@@ -1,7 +1,7 @@
-"""Masked diffusion: what is hidden, who may look at whom (mdm, sidm, scdm), and the loss.
+"""Masked diffusion: which cells are masked, who may look at whom (mdm, sidm, scdm), and the loss.
 
     B batch   P prompt positions   A answer positions   S = P + A   K answer symbols
-    m hidden cells   W window: how many of the hidden cells are looked at and scored (here all)
+    m masked cells   W window: how many of the masked cells are scored (here all)   R readings
 
 Source: "Reasoning with Latent Tokens in Diffusion Language Models", arXiv 2602.03769. In one
 forward pass an unknown cell is either DECODED (committed to a symbol now) or LATENT (present,
@@ -12,118 +12,124 @@ predicted, not committed). The three objectives differ in one line, their rankin
     scdm   semi-causal              it also sees the unknown cells that come earlier in a random
                                     order: n latents, and n is a dial at inference (sample.py)
 
-A ranking is a function of `turn`: <= 0 for a known cell, 1, 2, 3, ... for the unknown ones in the
-order they would be decoded. Training hides cells and calls it; sample.py calls the same one.
+A ranking is a function of LEVEL, the place of a cell in the order of decoding: <= 0 for a known
+cell, 1, 2, 3, ... for the unknown ones. Training and sample.py call the same function.
 """
 import math
 
 import torch
 import torch.nn.functional as F
 
-UNIFORM = (1.0, 1.0, 0.0)  # the rates of draw_turns(); at a = b = 1 every sample is uniform
+UNIFORM = (1.0, 1.0, 0.0)  # the rates of draw_num_masked() at which the number is uniform
 
 
-def joint(turn, W=None):
-    """mdm. turn (B, A) -> rank (B, A), or None: everything sees everything (all 0, but faster)."""
+def joint(level, W=None):
+    """mdm. level (B, A) -> rank (B, A), or None: everything sees everything (all 0, but faster)."""
     return None
 
 
-def independent(turn, W=None):
+def independent(level, W=None):
     """sidm: known 0, unknown 1. Equal ranks above 0 do not see each other. (B, A) -> (B, A)."""
-    return turn.clamp(0, 1)
+    return level.clamp(0, 1)
 
 
-def semi_causal(turn, W=None):
+def semi_causal(level, W=None):
     """scdm: known 0, unknown 1..m in their order: each sees those before it. (B, A) -> (B, A)."""
-    return turn.clamp(min=0)
+    return level.clamp(min=0)
 
 
-def draw_turns(batch_size, A, generator, device, left_to_right=False, given=None, rates=UNIFORM):
-    """The forward process, and the only place that decides how many cells are hidden.
+def draw_num_masked(maskable, generator, rates=UNIFORM):
+    """How many cells of each sample are masked: maskable (B,) int64 -> m (B,), in 1..maskable.
 
-    Cells are lined up in an order (random, or left to right), the last m of them are hidden, and m
-    is uniform on 1..A, unless rates say otherwise. It is stratified, so that every batch holds all
-    noise levels: of n samples each has its own n-th of (0, 1) to draw from. given (B, A) bool or
-    None: cells that are never hidden; A is then the number of the others.
-    Returns turn (B, A) int64: <= 0 for a known cell; 1..m for the hidden ones, in their order.
+    m is uniform unless rates say otherwise. It is stratified, so that every batch holds all noise
+    levels: of n samples the i-th draws its mask ratio from the i-th of n equal parts of (0, 1).
 
-    The paper draws a rate t in (0, 1] and weights by 1/t, which needs t >= 1e-3 and can hide
-    nothing. Drawing m has the same expectation (sum over t of the weight = mean over m), with
-    neither problem.
+    The paper draws a rate t in (0, 1] and weights the loss by 1/t, which needs t >= 1e-3 and can
+    mask nothing. Drawing m has the same expectation without a clamp and without an empty draw.
 
-    rates (a, b, uniform): P(m <= k) = 1 - (1 - (k / A)^a)^b, the law of Kumaraswamy, uniform at
-    (1, 1). Elsewhere the mean loss bounds no likelihood any more, but learning dwells where it is
-    hard: three fifths hidden on average at (3, 3), four fifths at (4, 1). But at (4, 1) one sample
-    in A^4 hides a single cell, and a model may never learn the last ones. So the first
-    uniform * B samples, rounded up, have a uniform m all the same; they and the others are
-    stratified each by themselves.
+    rates (a, b, uniform): mask ratio ~ Kumaraswamy(a, b), P(ratio <= x) = 1 - (1 - x^a)^b; (1, 1)
+    is uniform and gives the ELBO. Other values bound no likelihood, but training dwells where it
+    is hard: on average 3/5 masked at (3, 3), 4/5 at (4, 1). The first uniform * B samples, rounded
+    up, have a uniform mask ratio all the same, so that nearly complete boards are seen too (at
+    (4, 1) one sample in A^4 masks a single cell). Both parts of the batch are stratified.
     """
     def strata(u):
-        return (torch.arange(len(u), device=device) + u) / len(u)
+        return (torch.arange(len(u), device=u.device) + u) / len(u)
 
     a, b, uniform = rates
-    few = math.ceil(uniform * batch_size)
-    u = torch.rand(batch_size, generator=generator, device=device)
-    rest, first = u.split([batch_size - few, few])
-    share = (1 - (1 - strata(rest)) ** (1 / b)) ** (1 / a)  # (B - few,) the inverse of the law
-    share = torch.cat([strata(first), share])  # (B,) the share of the cells that is hidden
-    if left_to_right:
-        place = torch.arange(A, device=device).expand(batch_size, A)  # (B, A) place in the line
-    else:
-        # (B, A) a random permutation of each row
-        place = torch.rand(batch_size, A, generator=generator, device=device).argsort(dim=1)
-    free = torch.full((batch_size,), A, device=device)  # (B,) cells that may be hidden
-    if given is not None:
-        free = A - given.sum(dim=1)
-        # given cells to the front of the line; the others keep their order
-        place = (place - A * given.long()).argsort(dim=1).argsort(dim=1)
-    m = 1 + torch.minimum((share * free).long(), free - 1)  # minimum: for rounding
+    few = math.ceil(uniform * len(maskable))
+    u = torch.rand(len(maskable), generator=generator, device=maskable.device)
+    rest, first = u.split([len(maskable) - few, few])
+    ratio = (1 - (1 - strata(rest)) ** (1 / b)) ** (1 / a)  # the inverse of the distribution
+    ratio = torch.cat([strata(first), ratio])  # (B,)
+    return 1 + torch.minimum((ratio * maskable).long(), maskable - 1)  # minimum: for rounding
+
+
+def draw_levels(given, generator, left_to_right=False, rates=UNIFORM):
+    """The forward process: which cells are masked, and in which order they would be decoded.
+
+    given (B, A) bool: cells that are never masked. The other cells are put in an order (random, or
+    left to right), and the last m of them are masked, m from draw_num_masked().
+    Returns level (B, A) int64: <= 0 for a known cell; 1..m for the masked ones, in their order.
+    """
+    B, A = given.shape
+    m = draw_num_masked(A - given.sum(dim=1), generator, rates)  # (B,)
+    place = torch.arange(A, device=given.device).expand(B, A)  # (B, A) each cell's place in order
+    if not left_to_right:
+        place = torch.rand(B, A, generator=generator, device=given.device).argsort(dim=1)
+    # given cells come first; the others keep their order
+    place = (place - A * given.long()).argsort(dim=1).argsort(dim=1)
     return place - (A - m).unsqueeze(1) + 1
 
 
-def hide(batch_size, A, window, generator, device, given, rates=UNIFORM):
-    """-> turn (B, A), W: random cells are hidden, and all of them count. window is for mtp.py."""
-    return draw_turns(batch_size, A, generator, device, given=given, rates=rates), A
+def mask_random(given, generator, config):
+    """-> level (B, A), W: random cells are masked, and all of them are scored."""
+    rates = (config.mask_rate_a, config.mask_rate_b, config.uniform_fraction)
+    return draw_levels(given, generator, rates=rates), given.shape[1]
 
 
-def hidden_nats(model, tokens, turn, W, task, ranks):
-    """The loss of each sample: mean cross-entropy over its first W hidden cells -> (B,) nats.
+def rank_with_prompt(ranks, level, W, P):
+    """The ranking of prompt and answer: level (B, A) -> rank (B, P + A); the prompt has rank 0."""
+    rank = ranks(level, W)
+    return rank if rank is None else F.pad(rank, (P, 0))
 
-    tokens (B, S) clean; turn (B, A) and W from hide(); ranks: the objective's ranking.
-    With m uniform on 1..A and the mean taken over the m hidden cells the expectation is
+
+def masked_loss(model, tokens, level, W, task, ranks, read_every=0):
+    """The loss of each sample, nats: mean cross-entropy over its first W masked cells -> (B,).
+
+    tokens (B, S) clean; level (B, A) and W from mask_random(); ranks: the objective's ranking.
+    With m uniform on 1..A and the mean taken over the m masked cells the expectation is
     (1/A) E_order[ sum_i -log p(x_i | cells before i in the order) ] >= -(1/A) log p(x):
     the order-agnostic bound of arXiv 2110.02037, the masked-diffusion bound of arXiv 2406.07524.
-    Shared by mtp.py, which hides other cells.
+    With read_every (model.forward) returns (R, B), a loss for each reading. Shared by mtp.py, which
+    masks other cells.
     """
     P = task.P
-    # 1. hide: the prompt is never masked, never scored
-    hidden = tokens[:, P:].masked_fill(turn > 0, task.MASK)  # (B, A)
-    noisy = torch.cat([tokens[:, :P], hidden], dim=1)  # (B, S)
-    # 2. predict: every prompt token has rank 0
-    rank = ranks(turn, W)
-    if rank is not None:
-        rank = F.pad(rank, (P, 0))  # (B, S)
-    logits = model(noisy, torch.arange(task.S, device=tokens.device), rank)  # (B, S, K)
+    # 1. mask: the prompt is never masked, never scored
+    masked = tokens[:, P:].masked_fill(level > 0, task.MASK)  # (B, A)
+    noisy = torch.cat([tokens[:, :P], masked], dim=1)  # (B, S)
+    # 2. predict
+    rank = rank_with_prompt(ranks, level, W, P)
+    positions = torch.arange(task.S, device=tokens.device)
+    logits = model(noisy, positions, rank, read_every=read_every)  # (B, S, K) or (R, B, S, K)
     # 3. score
-    logits = logits[:, P:].float().transpose(1, 2)  # (B, K, A)
-    nll = F.cross_entropy(logits, tokens[:, P:], reduction="none")  # (B, A)
-    scored = (turn > 0) & (turn <= W)
-    return (nll * scored).sum(dim=1) / scored.sum(dim=1)
+    nll = cross_entropy(logits[..., P:, :], tokens[:, P:])  # (B, A) or (R, B, A)
+    scored = (level > 0) & (level <= W)
+    return (nll * scored).sum(dim=-1) / scored.sum(dim=-1)
 
 
-def supervise(nats, model, every, weight=0.3):
-    """Deep supervision (arXiv 1409.5185): what the head reads after every `every`-th block, before
-    the last one, is scored too, as if the model ended there.
+def cross_entropy(logits, symbols):
+    """logits (..., B, A, K), symbols (B, A) -> the negative log-likelihood (..., B, A), nats."""
+    symbols = symbols.expand(logits.shape[:-1])
+    nll = F.cross_entropy(logits.float().flatten(0, -2), symbols.flatten(), reduction="none")
+    return nll.view(symbols.shape)
 
-    nats: what scores a model, calling it once -> a loss. Returns a loss of the value nats(model)
-    and the gradient of nats(model) + weight * the sum of the losses of these shorter models.
+
+def auxiliary_loss(losses, weight=0.3):
+    """Deep supervision (arXiv 1409.5185): what the head reads after every N-th block is scored too.
+
+    losses (R,): one for each reading, the model's own last. Returns a loss with the value of
+    losses[-1] and the gradient of losses[-1] + weight * (the sum of the others).
     """
-    early = []
-
-    def last_reading(*inputs):
-        logits, early[:] = model(*inputs, read_every=every)
-        return logits
-
-    loss = nats(last_reading)
-    added = weight * sum((nats(lambda *_: logits) for logits in early), loss.new_zeros(()))
-    return loss + (added - added.detach())
+    added = weight * losses[:-1].sum()
+    return losses[-1] + (added - added.detach())

@@ -1,29 +1,31 @@
-"""What an objective is: one row of a table. Training, decoding and the command line read it here.
+"""What an objective is: one entry of a table. Training, decoding and the command line read it.
 
-    n latents   W window   turn <= 0 known, 1, 2, 3, ... unknown in the order of decoding
+    n latents   W window   A answer positions
+    level: <= 0 for a known cell, 1, 2, 3, ... for unknown cells in the order of decoding
 
-An objective is a RANKING (model.visible) together with what is hidden in training. A new objective
-is a new row; tests/concepts/test_objectives.py adds one in a few lines and trains and decodes it.
+An objective is a RANKING (model.visible) together with what is masked in training. A new objective
+is a new entry; tests/concepts/test_objectives.py adds, trains and decodes one in a few lines.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import diffusion
 import mtp
-from plumbing.cli import ALL, BadInput
+from errors import BadInput
 
+ALL = 10**9  # "all latents", "all candidates": more than any task has
 ORDERS = ("random", "confidence", "margin", "entropy", "left_to_right")
 
 
 @dataclass(frozen=True)
 class Objective:
-    ranks: Callable  # (turn, W) -> rank: who may look at whom, in training and in decoding
-    hide: Callable = diffusion.hide  # which cells are unknown in training, and how many count
-    nats: Callable = diffusion.hidden_nats  # the loss: nats per scored token of each sample
-    latents: int | str = 0  # in decoding: a number, or the dial that sets it ("latents", "window")
-    left_to_right: bool = False  # cells are decoded in their order, and latents follow right behind
+    ranks: Callable  # (level, W) -> rank: who may look at whom, in training and in decoding
+    mask: Callable = diffusion.mask_random  # (given, generator, config) -> level, W, in training
+    loss: Callable = diffusion.masked_loss  # nats per scored token of each sample
+    latents: int | str = 0  # in decoding: a number, or the parameter that sets it
+    left_to_right: bool = False  # cells are decoded in their order; latents follow right behind
     next_token: bool = False  # a token is predicted where its predecessor stands; no masks, a cache
-    dials: tuple = ("order", "candidates", "tokens_per_step", "temperature")  # that mean something
+    sampling: tuple = ("order", "candidates", "tokens_per_step", "temperature")  # what can be asked
 
 
 OBJECTIVES = {
@@ -33,46 +35,43 @@ OBJECTIVES = {
     "sidm": Objective(diffusion.independent),
     # the dial: n latents of your choice
     "scdm": Objective(diffusion.semi_causal, latents="latents",
-                      dials=("order", "candidates", "tokens_per_step", "temperature", "latents")),
+                      sampling=("order", "candidates", "tokens_per_step", "temperature",
+                                "latents")),
     # plain next token
-    "ar": Objective(mtp.causal, mtp.hide_nothing, mtp.next_token_nats, left_to_right=True,
-                    next_token=True, dials=("temperature",)),
+    "ar": Objective(mtp.causal, mtp.mask_nothing, mtp.next_token_loss, left_to_right=True,
+                    next_token=True, sampling=("temperature",)),
     # autoregressive with multi-token prediction: W - 1 latents
-    "mtp": Objective(mtp.window_sees_itself, mtp.hide_the_rest, latents="window",
-                     left_to_right=True, dials=("temperature", "window", "tokens_per_step")),
+    "mtp": Objective(mtp.window_sees_itself, mtp.mask_suffix, latents="window",
+                     left_to_right=True, sampling=("temperature", "window", "tokens_per_step")),
 }
 
 
 @dataclass
-class Dials:
-    """How to decode. Counts may exceed what is left; they are cut to it at every step."""
+class SamplingParams:
+    """How to decode. Counts may exceed what is left; every pass cuts them to it."""
     order: str
     candidates: int       # unknown cells that compete for being committed
     latents: int          # unknown cells that are present and not committed (mtp: W - 1)
     tokens_per_step: int  # cells committed in one forward pass
     temperature: float    # 0 is greedy
-    decoder: str = ""     # a row of decoders/, instead of sample.py's own loop
-    knobs: dict = field(default_factory=dict)  # of that decoder
+    decoder: str = ""     # an entry of decoders/, instead of sample.py's own loop
+    decoder_params: dict = field(default_factory=dict)
 
 
-def make_dials(objective, task, trained_window="all", greedy=None, **asked):
-    """Defaults of the objective and task, overridden by what was asked (None: not asked).
+def make_sampling_params(objective, task, trained_window="all", greedy=None, **asked):
+    """The defaults of objective and task, overridden by what was asked (None: not asked).
 
-    greedy: None takes the task's way: puzzles have one answer, so T = 0 and the surest cell first;
-    generation has T = 1 and a random order. Raises BadInput for a dial without a meaning.
+    greedy: None means as usual for the task: puzzles have one answer, so T = 0 and the most
+    confident cell first; generation has T = 1 and a random order. By default all unknown cells
+    compete; where latents can be dialled a window of 8 candidates does (as in the paper), because
+    candidates take the place of latents. Raises BadInput for a parameter without a meaning.
     """
     rule = OBJECTIVES[objective]
     greedy = task.unique_answer if greedy is None else greedy
     asked = {k: v for k, v in asked.items() if v is not None}
     if rule.latents == ALL and asked.get("latents", 0) >= task.A - 1:
         asked.pop("latents", None)  # all is what it does anyway
-    for flag in asked:
-        if flag not in rule.dials:
-            whose = {0: " (it has none)", ALL: " (all its unknown cells are always latents)"}
-            why = whose.get(rule.latents, "") if flag == "latents" else ""
-            legal = ", ".join("--" + f.replace("_", "-") for f in rule.dials)
-            raise BadInput(f"--{flag.replace('_', '-')} has no meaning for objective "
-                           f"{objective}{why}; legal: {legal}")
+    refuse_without_meaning(objective, asked)
     order = "left_to_right" if rule.left_to_right else "confidence" if greedy else "random"
     order = asked.get("order", order)
     fixed_order = order in ("random", "left_to_right")
@@ -80,10 +79,8 @@ def make_dials(objective, task, trained_window="all", greedy=None, **asked):
         raise BadInput(f"--candidates has no meaning for --order {order}; legal orders with it: "
                        "confidence, margin, entropy")
     k = asked.get("tokens_per_step", 1)
-    # The paper's window of 8 candidates leaves room for a dial; where every cell is present in any
-    # case, all of them compete.
-    most = asked.get("candidates", ALL if rule.latents == ALL else 8)
-    candidates = k if fixed_order else max(k, most)
+    compete = asked.get("candidates", 8 if rule.latents == "latents" else ALL)
+    candidates = k if fixed_order else max(k, compete)
     latents = rule.latents
     if latents == "window":
         trained = ALL if trained_window in ("all", "random") else int(trained_window)
@@ -95,9 +92,21 @@ def make_dials(objective, task, trained_window="all", greedy=None, **asked):
     elif latents == "latents":
         latents = asked.get("latents", ALL)
     temperature = asked.get("temperature", 0.0 if greedy else 1.0)
-    return Dials(order, candidates, latents, k, temperature)
+    return SamplingParams(order, candidates, latents, k, temperature)
 
 
-def show_count(n, task):
-    """A number of latents or candidates as reported: everything there can be is "all"."""
-    return "all" if n >= task.A - 1 else n
+def refuse_without_meaning(objective, asked):
+    """Raises BadInput for a sampling parameter that the objective does not have."""
+    rule = OBJECTIVES[objective]
+    for name in asked:
+        if name not in rule.sampling:
+            reasons = {0: " (it has none)", ALL: " (all its unknown cells are always latents)"}
+            why = reasons.get(rule.latents, "") if name == "latents" else ""
+            legal = ", ".join("--" + other.replace("_", "-") for other in rule.sampling)
+            raise BadInput(f"--{name.replace('_', '-')} has no meaning for objective "
+                           f"{objective}{why}; legal: {legal}")
+
+
+def show_count(count, most):
+    """A number of latents, candidates or cells as reported: `most` or more is "all"."""
+    return "all" if count >= most else count

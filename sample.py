@@ -1,14 +1,14 @@
-"""Sampling: decode() with its latent dial, next-token decoding with a cache, metrics, command line.
+"""Sampling: decode() with the latent dial, next-token decoding with a cache, command line.
 
     B batch   P prompt positions   A answer positions   S = P + A   K answer symbols   W window
-    T tokens in the forward pass   u unknown cells   c candidates   n latents   k cells per step
+    T tokens in the forward pass   u unknown cells   c candidates   n latents   k cells per pass
 
-One step of decode(): choose the candidates, choose the latents, rank them, predict, commit. Whoever
-is not needed is not in the tensor, so fewer latents are really faster. Samples may start anywhere:
-with no cell known (generation) or with any given (puzzles, infilling), each with another number of
-them.
+One pass of decode(): choose the candidates, choose the latents, rank them, predict, commit. What is
+not needed is not in the tensor, so fewer latents are really faster. Samples may start anywhere:
+with no cell known (generation) or with any cells given (puzzles, infilling), each with a different
+number of them.
 
-    python sample.py --ckpt out/ckpt.pt --num 100              # generate, or solve own test puzzles
+    python sample.py --ckpt out/ckpt.pt --num 100              # generate, or solve test puzzles
     python sample.py --ckpt out/ckpt.pt --puzzles FILE --json  # solve a file, print one JSON object
     python sample.py --decoder list                            # the decoders of other papers
 """
@@ -16,150 +16,91 @@ if __name__ == "__main__":
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)
 import json
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 
 import torch
 from tqdm import tqdm
 
-from likelihood import likelihood_report
+from diffusion import rank_with_prompt
 from metrics import SUMMED, summarize
 from model import CAUSAL
 from mtp import next_token_ranks
+from noise import certainty, sample_keys, sample_symbols, uniform
 from objectives import OBJECTIVES, show_count
-from plumbing.checkpoint import load_model
-from plumbing.cli import choose_device, end, run, say
-from plumbing.randomness import sample_keys, uniform
-from plumbing.show import answers_to_file, parse_sample_args, read_request, show, use_color
-from plumbing.trace import Step, next_token_step, room, write
 
 # --------------------------------------------------------------------------------------------------
 # The sampler
 
 
-def draw(logits, temperature, noise):
-    """logits (..., K) -> symbols (...). noise: uniform, of that shape; temperature 0 needs none."""
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    probs = (logits / temperature).softmax(dim=-1)
-    return (probs / -noise.log()).argmax(dim=-1)  # the Gumbel trick: no host synchronisation
-
-
-def certainty(probs, order):
-    """How certain the model is of each cell: (B, c, K) -> (B, c). Never of a symbol it sampled."""
-    if order == "margin":
-        top = probs.topk(2, dim=-1).values
-        return top[..., 0] - top[..., 1]
-    if order == "entropy":
-        return torch.special.xlogy(probs, probs).sum(dim=-1)  # the least entropy first
-    return probs.amax(dim=-1)
-
-
-def shares(u, dials):
-    """Of u unknown cells -> how many are candidates, how many latents."""
-    c = min(max(dials.tokens_per_step, dials.candidates), u)
-    return c, min(dials.latents, u - c)
-
-
-def line_up(known, c, dials, rule, noise):
-    """-> cells (B, A): the unknown in the order they are taken, then the known.
-
-    known (B, A) bool; c (B or 1, 1) candidates; noise (B, A) draws the line anew at every step.
-    """
-    place = torch.arange(known.shape[1], device=known.device, dtype=torch.float).expand(known.shape)
-    line = place if rule.left_to_right else noise
-    if dials.order == "left_to_right":
-        first = (~known).cumsum(dim=1) <= c
-        line = torch.where(first, place - known.shape[1], line)
-    return line.masked_fill(known, torch.inf).argsort(dim=1, stable=True)
-
-
-def seats(u, c, n, width, A):
-    """Who is in a pass: known cells, then latents, then candidates, flush right in `width` seats.
-
-    u, c, n (B or 1, 1) -> where in line_up() each seat's cell stands, its turn, and whether the
-    seat is empty: all (B or 1, width). Turn: known <= 0, latents 1..n, every candidate n + 1.
-    """
-    r = torch.arange(width - 1, -1, -1, device=u.device)  # seats, counted from the right
-    candidate, latent, known = c - 1 - r, 2 * c + n - 1 - r, A - 1 + c + n - r
-    index = torch.where(r < c, candidate, torch.where(r < c + n, latent, known))
-    return index, c + n - torch.maximum(r, c - 1), r >= A - u + c + n
-
-
-def arrange(tokens, task, rule, dials, u, c, n, width, noise):
-    """One pass: tokens (B, S) -> present (B, T) positions, rank or None, turn (., width).
-
-    The last columns are the candidates. An empty seat has rank +inf: nobody sees it.
-    """
-    rows, P, A, device = len(tokens), task.P, task.A, tokens.device
-    cells = line_up(tokens[:, P:] != task.MASK, c, dials, rule, noise)
-    index, turn, empty = seats(u, c, n, width, A)
-    cells = cells.gather(1, index.expand(rows, -1))  # (B, width)
-    prompt = torch.arange(P, device=device).expand(rows, P)
-    rank = rule.ranks(turn)
-    if len(u) > 1:  # counts differ, so there may be empty seats
-        rank = (torch.zeros_like(turn) if rank is None else rank).float()
-        rank = rank.masked_fill(empty, torch.inf)
-    if rank is not None:
-        rank = torch.nn.functional.pad(rank, (P, 0))  # every prompt token has rank 0
-    return torch.cat([prompt, P + cells], dim=1), rank, turn
-
-
 @torch.no_grad()
-def decode(model, task, objective, start, dials, keys, history=None):
-    """Fill the unknown cells of each sample, tokens_per_step at a time.
+def decode(model, task, objective, start, sampling, keys, history=None):
+    """Fill the unknown cells of each sample, tokens_per_step of them in a forward pass.
 
-    start (B, S), MASK where a cell is to be found; keys (B,) from sample_keys(). Returns tokens (B,
-    S) and stats, each (B,): nfe: forward passes; tokens: pairs summed over passes; confidence: the
-    largest probability at each cell when it was committed, averaged. history: a list that receives
-    a plumbing.trace.Step per pass. For next-token objectives see decode_next_token(). In the
-    released code of arXiv 2602.03769 candidate j also sees the j - 1 candidates before it; here
-    candidates see known cells, latents and themselves only.
+    start (B, S), MASK where a cell is to be found; keys (B,) from sample_keys(). A sample with
+    fewer unknown cells waits until the others are down to as many. Returns tokens (B, S) and stats,
+    each (B,): nfe: forward passes; tokens: pairs summed over passes; confidence: the largest
+    probability at each cell when it was committed, averaged. history: a list that receives a dict
+    per pass (plumbing/trace.py). For next-token objectives see decode_next_token().
     """
-    rule, P, A, device = OBJECTIVES[objective], task.P, task.A, start.device
-    k = dials.tokens_per_step
-    # Those with most to find come first: samples that are done are the last rows, and cost nothing.
-    unknown = (start[:, P:] == task.MASK).sum(dim=1)  # (B,)
-    unknown, order = unknown.sort(descending=True, stable=True)
-    tokens, keys, back = start[order], keys[order], order.argsort()
-    counts = unknown.tolist()  # the one time a GPU is waited for: the rest is known from here on
-    table = torch.tensor([shares(u, dials) for u in range(A + 1)], device=device)  # (A + 1, 2)
-    size = [A - u + sum(shares(u, dials)) for u in range(A + 1)]  # seats, of u unknown cells
-    sure = torch.zeros(len(start), device=device)
-    for step, done in enumerate(range(0, counts[0], k)):
-        rows = sum(count > done for count in counts)
-        left = {count - done for count in counts[:rows]}  # how many each may still have to find
-        width, c_most = max(size[u] for u in left), shares(max(left), dials)[0]
-        # 1. choose candidates and latents, and rank them (one row for all where counts are equal)
-        u = unknown[:1 if len(left) == 1 else rows, None] - done  # (B or 1, 1)
-        c, n = table[u].unbind(dim=2)
-        present, rank, turn = arrange(tokens[:rows], task, rule, dials, u, c, n, width,
-                                      uniform(keys[:rows], 2 * step, A))
-        # 2. predict the candidates
-        predicted = model(tokens[:rows].gather(1, present), present, rank)  # (B, T, K)
-        logits = predicted[:, -c_most:].float()
-        probs = logits.softmax(dim=-1)  # (B, c, K)
-        # 3. choose k of them, but no seat in which a sample has no candidate
-        valid = (turn[:, -c_most:] > n).expand(rows, -1)  # (B, c)
-        pick = torch.arange(c_most, device=device).expand(rows, -1)
-        if c_most > k:
-            pick = certainty(probs, dials.order).masked_fill(~valid, -torch.inf).topk(k).indices
-        where, valid = present[:, -c_most:].gather(1, pick), valid.gather(1, pick)  # (B, k)
-        # 4. commit them. Noise goes with the seat, counted from the right: widths do not move it.
-        noise = None
-        if dials.temperature:
-            noise = uniform(keys[:rows], 2 * step + 1, c_most, task.K).flip(1)
-        symbols = draw(logits, dials.temperature, noise).gather(1, pick)
-        symbols = torch.where(valid, symbols, tokens[:rows].gather(1, where))
-        tokens = torch.cat([tokens[:rows].scatter(1, where, symbols), tokens[rows:]])
-        sure[:rows] += (probs.amax(dim=-1).gather(1, pick) * valid).sum(dim=1)
-        if history is not None:
-            history.append(Step(tokens[back], present, rank, predicted, rows=order[:rows],
-                                candidate=turn[:, -c_most:] > n))
-    cost = {u: sum(P + size[v] for v in range(u, 0, -k)) for u in set(counts)}
-    return tokens[back], {
-        "nfe": (-(-unknown // k))[back],
-        "tokens": torch.tensor([cost[u] for u in counts], device=device)[back],
-        "confidence": torch.where(unknown > 0, sure / unknown.clamp(min=1), 1.0)[back]}
+    unknown, k = (start[:, task.P:] == task.MASK).sum(dim=1), sampling.tokens_per_step  # (B,)
+    # Samples that meet in a pass (u, u + k, u + 2k, ... unknown cells at the start) are neighbours.
+    place = (unknown % k * (task.A + 1) - unknown).argsort(stable=True)
+    tokens, keys, back = start[place], keys[place], place.argsort()
+    counts = unknown.tolist()  # the only time the host waits for a GPU
+    arriving, group, ready = Counter(counts), Counter(u % k for u in counts), Counter()
+    nfe, pairs = torch.zeros(2, len(start), dtype=torch.long, device=start.device)
+    confidence = torch.zeros(len(start), device=start.device)
+    for u in range(max(counts), 0, -1):
+        ready[u % k] += arriving[u]
+        if ready[u % k]:
+            first = sum(group[r] for r in range(u % k))
+            now = slice(first, first + ready[u % k])  # the samples with u unknown cells
+            tokens[now], sure, record = decode_pass(model, task, OBJECTIVES[objective], sampling,
+                                                    tokens[now], keys[now], u)
+            nfe[now] += 1
+            pairs[now] += record["present"].shape[1]
+            confidence[now] += sure
+            if history is not None:
+                history.append({"tokens": tokens[back], "rows": place[now], **record})
+    confidence = torch.where(unknown > 0, confidence[back] / unknown.clamp(min=1), 1.0)
+    return tokens[back], {"nfe": nfe[back], "tokens": pairs[back], "confidence": confidence}
+
+
+def decode_pass(model, task, rule, sampling, tokens, keys, u):
+    """One forward pass over samples with u unknown cells each: tokens (B, S), keys (B,).
+
+    -> tokens with k cells more, the sum of their confidence (B,), a record for `history`.
+    Candidates see known cells, latents and themselves; in the released code of arXiv 2602.03769
+    candidate j also sees the j - 1 candidates before it.
+    """
+    P, A, k = task.P, task.A, min(sampling.tokens_per_step, u)
+    c = min(max(sampling.candidates, k), u)  # candidates
+    n = min(sampling.latents, u - c)  # latents, redrawn in every pass
+    # 1. put the cells in order: candidates, latents, unknown cells that are left out, known cells
+    known = tokens[:, P:] != task.MASK  # (B, A)
+    cell = torch.arange(A, device=tokens.device, dtype=torch.float).expand(known.shape)
+    place = cell if rule.left_to_right else uniform(keys, 2 * u, A)
+    if sampling.order == "left_to_right":
+        place = torch.where((~known).cumsum(dim=1) <= c, cell - A, place)
+    cells = P + place.masked_fill(known, torch.inf).argsort(dim=1, stable=True)  # (B, A)
+    # 2. rank those that are present: known cells <= 0, latents 1..n, candidates n + 1
+    prompt = torch.arange(P, device=tokens.device).expand(len(tokens), P)
+    present = torch.cat([prompt, cells[:, u:], cells[:, c:c + n], cells[:, :c]], dim=1)  # (B, T)
+    level = torch.arange(u - A + 1, n + c + 1, device=tokens.device).clamp(max=n + 1)
+    rank = rank_with_prompt(rule.ranks, level.unsqueeze(0), None, P)  # (1, T), or None
+    # 3. predict
+    predicted = model(tokens.gather(1, present), present, rank)  # (B, T, K)
+    logits = predicted[:, -c:].float()
+    probs = logits.softmax(dim=-1)  # (B, c, K)
+    # 4. commit the k candidates that the model is most certain of
+    best = certainty(probs, sampling.order).topk(k, dim=1).indices  # (B, k)
+    noise = uniform(keys, 2 * u + 1, c, task.K) if sampling.temperature else None
+    symbols = sample_symbols(logits, sampling.temperature, noise).gather(1, best)
+    sure = probs.amax(dim=-1).gather(1, best).sum(dim=1)  # (B,)
+    record = {"present": present, "rank": rank, "logits": predicted, "candidates": c,
+              "at": time.perf_counter()}
+    return tokens.scatter(1, present[:, -c:].gather(1, best), symbols), sure, record
 
 
 @torch.no_grad()
@@ -168,35 +109,39 @@ def decode_next_token(model, task, objective, start, temperature, keys, use_cach
     """Next-token decoding: as decode(), from left to right. No answer cell may be given.
 
     With the cache each token is fed once: P + A - 1 pairs, because the last one is never fed.
-    Without it the whole prefix is fed at every step.
+    Without it the whole prefix is fed in every pass.
     """
     rank = next_token_ranks(OBJECTIVES[objective].ranks, task, start.device)  # (S,) or CAUSAL
     tokens, cache = start[:, :task.P], model.new_cache() if use_cache else None
-    pairs, fed = 0, 0
-    sure = torch.zeros(len(start), device=start.device)
+    pairs, cached = 0, 0
+    confidence = torch.zeros(len(start), device=start.device)
     for step in range(task.A):
-        new, T = tokens[:, fed:], tokens.shape[1]
+        new, T = tokens[:, cached:], tokens.shape[1]
         rank_now = CAUSAL  # a single new token sees all that is cached
-        if rank is not CAUSAL and fed == 0:
+        if rank is not CAUSAL and cached == 0:
             rank_now = rank[:T]
-        positions = torch.arange(fed, T, device=start.device)
+        positions = torch.arange(cached, T, device=start.device)
         logits = model(new, positions, rank_now, cache=cache)[:, -1].float()  # (B, K)
-        new_symbol = draw(logits, temperature, uniform(keys, step, task.K))  # (B,)
-        tokens = torch.cat([tokens, new_symbol.unsqueeze(1)], dim=1)
-        sure += logits.softmax(dim=-1).amax(dim=-1)
+        symbol = sample_symbols(logits, temperature, uniform(keys, step, task.K))  # (B,)
+        tokens = torch.cat([tokens, symbol.unsqueeze(1)], dim=1)
+        confidence += logits.softmax(dim=-1).amax(dim=-1)
         pairs += new.shape[1]
-        fed = T if use_cache else 0
+        cached = T if use_cache else 0
         if history is not None:
-            history.append(next_token_step(tokens, start, rank, logits, new.shape[1]))
+            seen = torch.arange(T, device=start.device).unsqueeze(0)  # (1, T)
+            history.append({"tokens": torch.cat([tokens, start[:, T + 1:]], dim=1),
+                            "present": seen, "rank": rank if rank is CAUSAL else rank[None, :T],
+                            "logits": logits.unsqueeze(1), "cells": torch.full_like(seen[:, :1], T),
+                            "pairs": new.shape[1], "at": time.perf_counter()})
     one = torch.ones(len(start), dtype=torch.long, device=start.device)
-    return tokens, {"nfe": one * task.A, "tokens": one * pairs, "confidence": sure / task.A}
+    return tokens, {"nfe": one * task.A, "tokens": one * pairs, "confidence": confidence / task.A}
 
 
 # --------------------------------------------------------------------------------------------------
 # Evaluation
 
 
-def decode_all(model, task, objective, dials, start, keys, device, autocast, history, label):
+def decode_all(model, task, objective, sampling, start, keys, device, autocast, history, label):
     """start (num, S), keys (num,) in batches -> answers (num, A), stats (num,) each, seconds."""
     # 128 samples stay in a CPU's cache: a quarter faster; with few tokens a GPU waits for the host.
     size = 128 if device.type == "cpu" else 320_000 // task.S
@@ -206,14 +151,14 @@ def decode_all(model, task, objective, dials, start, keys, device, autocast, his
         part, part_keys = start[i:i + size].to(device), keys[i:i + size].to(device)
         with autocast:
             if OBJECTIVES[objective].next_token:
-                tokens, stats = decode_next_token(model, task, objective, part, dials.temperature,
-                                                  part_keys, history=history)
-            elif dials.decoder:
-                import decoders  # here, because they import this file
-                tokens, stats = decoders.decode(model, task, objective, part, dials, part_keys,
+                tokens, stats = decode_next_token(model, task, objective, part,
+                                                  sampling.temperature, part_keys, history=history)
+            elif sampling.decoder:
+                import decoders  # the decoders of other papers, only where one is asked for
+                tokens, stats = decoders.decode(model, task, objective, part, sampling, part_keys,
                                                 history)
             else:
-                tokens, stats = decode(model, task, objective, part, dials, part_keys, history)
+                tokens, stats = decode(model, task, objective, part, sampling, part_keys, history)
         answer = tokens[:, task.P:].cpu()  # waits for the device
         seconds += time.perf_counter() - began
         parts.append((answer, {name: values.cpu() for name, values in stats.items()}))
@@ -221,28 +166,30 @@ def decode_all(model, task, objective, dials, start, keys, device, autocast, his
     return answers, {name: torch.cat([s[name] for _, s in parts]) for name in parts[0][1]}, seconds
 
 
-def evaluate(model, task, objective, dials, start, references, seed, device, autocast,
+def evaluate(model, task, objective, sampling, start, references, seed, device, autocast,
              history=None, label="sampling", restarts=0):
     """Decode start (num, S) and score it -> metrics (plain numbers), answers (num, A), stats.
 
     Decoding sees the starts alone. references (num, A), a row of -1 for a sample without one, or
     None are used after it, to score. What is measured: metrics.py; stats: of each sample, see
     decode(). restarts: so many times the samples whose answer breaks the rules are decoded again
-    from their start, at T = 1 where decoding is greedy; their passes and tokens add up. The rules
-    may be asked, the reference may not.
+    from their start, at T = 1 where decoding is greedy; their passes and tokens add up, and history
+    is of the last attempt. The rules may be asked, the reference may not.
     """
     generation = not task.unique_answer and bool(task.blanks(start).all())
-    keys = sample_keys(seed, start, copies_differ=generation or dials.temperature > 0)
-    answers, stats, seconds = decode_all(model, task, objective, dials, start, keys, device,
+    keys = sample_keys(seed, start, copies_differ=generation or sampling.temperature > 0)
+    answers, stats, seconds = decode_all(model, task, objective, sampling, start, keys, device,
                                          autocast, history, label)
-    warmer = replace(dials, temperature=dials.temperature or 1.0)
+    warmer = replace(sampling, temperature=sampling.temperature or 1.0)
     for again in range(1, restarts + 1):
         wrong = (~task.check(start, answers)).nonzero().flatten()
         if not len(wrong):
             break
+        if history is not None:
+            history.clear()
         keys = sample_keys(seed + (again << 33), start[wrong], copies_differ=True)
         answers[wrong], more, extra = decode_all(model, task, objective, warmer, start[wrong], keys,
-                                                 device, autocast, None, f"restart {again}")
+                                                 device, autocast, history, f"restart {again}")
         for name, new in more.items():  # costs add up; the rest is of the last attempt
             stats[name][wrong] = stats[name][wrong] + new if name in SUMMED else new
         seconds += extra
@@ -254,27 +201,41 @@ def evaluate(model, task, objective, dials, start, references, seed, device, aut
 
 
 def main(argv=None):
+    # Only the program needs these: whoever imports decode() or evaluate() does without them.
+    import decoders
+    from plumbing.checkpoint import load_model
+    from plumbing.cli import choose_device, say
+    from plumbing.show import (answers_to_file, likelihood_report, parse_sample_args, read_request,
+                               show, use_color)
+    from plumbing.trace import new_history, write
+
     args = parse_sample_args(__doc__, argv)
+    if args.decoder == "list":
+        print(decoders.listing())
+        return
     device, autocast, reason = choose_device(args.device)
     model, task, config = load_model(args.ckpt, device)
     if args.bound:
         say(reason)
         print(likelihood_report(args, model, task, config, device, autocast))
         return
-    start, references, dials = read_request(args, task, config)
+    start, references, sampling = read_request(args, task, config, decoders.choose)
     say(reason)
-    history = room(args, len(start))
-    metrics, answers, stats = evaluate(model, task, config.objective, dials, start, references,
+    history = new_history(args, len(start))
+    metrics, answers, stats = evaluate(model, task, config.objective, sampling, start, references,
                                        args.seed, device, autocast, history=history,
                                        restarts=args.restarts)
     if args.puzzle is not None and len(start) > 1:
         metrics[f"pass@{len(start)}"] = bool(metrics["solved"])
     if args.answers:
         answers_to_file(args.answers, task, start, answers, stats)
-    counts = {name: show_count(getattr(dials, name), task) for name in ("candidates", "latents")}
+    counts = {"candidates": show_count(sampling.candidates, task.A),
+              "latents": show_count(sampling.latents, task.A - 1)}
+    if sampling.decoder:  # the decoder decides
+        counts = dict.fromkeys(("candidates", "latents", "order", "tokens_per_step"), "-")
     report = {"task": task.name, "objective": config.objective, "params": model.num_params(),
-              **metrics, **asdict(dials), **counts, "restarts": args.restarts, "seed": args.seed,
-              "device": str(device)}
+              **metrics, **asdict(sampling), **counts, "restarts": args.restarts,
+              "seed": args.seed, "device": str(device)}
     if args.trace:
         write(args.trace, task, start, references, history, answers, stats, report)
     if args.json:
@@ -284,4 +245,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    from plumbing.cli import end, run
     end(run(main))

@@ -1,125 +1,13 @@
-"""Tasks: what every task offers, the vocabulary, and the cache of generated data sets.
+"""The table of tasks. What a task is: data/task.py."""
+from data.path import Planning, Star
+from data.sudoku import Sudoku
+from data.task import Task, cached
 
-    B batch   P prompt positions   A answer positions   S = P + A   V vocabulary   K answer symbols
-"""
-import contextlib
-import hashlib
-import io
-import json
-import os
-from pathlib import Path
-
-import numpy as np
-import tiktoken
-import torch
-
-from plumbing.cli import BadInput, printable, say
-
-CACHE_FORMAT = 1  # raise it when a generator changes: old caches are then rebuilt
-TASKS = ("sudoku-gen", "sudoku", "star", "planning")
-
-
-class Task:
-    """One planning task. Subclasses: data/sudoku.py (Sudoku), data/path.py (Star, Planning).
-
-    A sequence is P prompt tokens followed by A answer tokens. Ids 0..K-1 are the symbols that an
-    answer may hold; after them come symbols that only a prompt or the text format uses; MASK and
-    BOS come last. A START is a sequence before decoding: its prompt, and MASK at each answer cell
-    that is to be found. An answer cell that holds a symbol in a start is GIVEN.
-
-    Subclasses give:
-        train_batch(B, generator, device) -> tokens (B, S) int64, given (B, A) bool or None
-        test_set(num)         -> start (num, S), answers (num, A) or None where any valid one counts
-        held_out(num)         -> tokens (num, S), given: as train_batch, never drawn in training
-        check(start, answer)  -> (B,) bool: rule-valid, consistent with the start; no reference
-        mistakes(start, answer)               -> list of sentences, for one sample (S,), (A,)
-        render(start, answer, before, color)  -> str for a terminal; `before` is one step earlier
-        prepare(device)       makes the training data, so that no step has to wait for it
-        read(text, name, limit)  -> the first `limit` puzzles of a file, a list of
-                                 (start ids, answer ids or None, place), and notes
-        reference(start)      -> answer ids, or None and why there is none; raises BadInput
-        format(start, answer) -> the text that read() reads
-        format_answer(answer) -> the part of it that is the answer
-    """
-
-    def __init__(self, name, P, A, symbols, answer_symbols, pattern, unique_answer):
-        self.name, self.P, self.A, self.S = name, P, A, P + A
-        self.K, self.V = answer_symbols, len(symbols) + 2
-        self.MASK, self.BOS = len(symbols), len(symbols) + 1
-        self.symbols = set(symbols)
-        self.unique_answer = unique_answer  # so decoding is greedy (puzzles), or T = 1 (generation)
-        # A real tiktoken.Encoding, built offline from the task's alphabet: a symbol is a token.
-        self.encoding = tiktoken.Encoding(
-            name=name, pat_str=pattern,
-            mergeable_ranks={s.encode(): i for i, s in enumerate(symbols)},
-            special_tokens={"<mask>": self.MASK, "<bos>": self.BOS})
-
-    def start(self, prompt, cells=None):
-        """prompt (B, P), cells (B, A) with MASK where unknown (None: all) -> start (B, S)."""
-        if cells is None:
-            cells = prompt.new_full((len(prompt), self.A), self.MASK)
-        return torch.cat([prompt, cells], dim=1)
-
-    def blanks(self, start):
-        """start (B, S) -> (B, A) bool: the cells that are to be found."""
-        return start[:, self.P:] == self.MASK
-
-    def encode(self, text, what):
-        """Text -> ids. tiktoken panics on characters it does not know: they are refused first."""
-        for piece in self.pieces(text):
-            if piece not in self.symbols:
-                raise BadInput(f"{what} holds '{printable(piece)}', which is not a symbol of task "
-                               f"{self.name}; legal: {self.alphabet}")
-        return self.encoding.encode_ordinary(text)
-
-    def pieces(self, text):
-        return text
+__all__ = ["TASKS", "Task", "cached", "make_task"]
+# name -> class; each is made from any object with the task fields of config.Config
+TASKS = {"sudoku-gen": Sudoku, "sudoku": Sudoku, "star": Star, "planning": Planning}
 
 
 def make_task(config):
     """config: any object with the task fields of config.Config (task, board_size, arms, ...)."""
-    from data import path, sudoku
-    if config.task in ("sudoku", "sudoku-gen"):
-        return sudoku.Sudoku(config)
-    if config.task == "star":
-        return path.Star(config)
-    if config.task == "planning":
-        return path.Planning(config)
-    raise BadInput(f"unknown task {config.task!r}; legal: {', '.join(TASKS)}")
-
-
-def cached(data_dir, name, describe, build):
-    """The data set `name`, from its cache file or built anew by build() -> dict of numpy arrays.
-
-    The first line of the file is json: `describe` (seed, size, ...), format and the SHA-256 of the
-    rest. A truncated, edited or outdated file is said on stderr and rebuilt.
-    """
-    file = Path(data_dir) / f"{name}.npz"
-    describe = dict(describe, format=CACHE_FORMAT)
-    try:
-        head, _, body = file.read_bytes().partition(b"\n")
-        if json.loads(head) == dict(describe, sha256=hashlib.sha256(body).hexdigest()):
-            return dict(np.load(io.BytesIO(body), allow_pickle=False))
-        say(f"data cache {file} does not match its checksum or description: building it again")
-    except FileNotFoundError:
-        pass
-    except OSError as e:
-        say(f"data cache {file} cannot be read ({e.strerror}): building the data again")
-    except ValueError:
-        say(f"data cache {file} has no readable header: building it again")
-    arrays = build()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    body = buffer.getvalue()
-    head = json.dumps(dict(describe, sha256=hashlib.sha256(body).hexdigest())).encode()
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(head + b"\n" + body)
-        os.replace(temporary, file)
-    except OSError as e:
-        say(f"data cache {file} could not be written ({e.strerror}); going on without it")
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return arrays
+    return TASKS[config.task](config)

@@ -14,7 +14,7 @@ import stat
 from itertools import islice
 from typing import NamedTuple
 
-from plumbing.cli import BadInput, printable as escaped
+from errors import BadInput, printable as escaped
 
 LARGEST_FILE = 200_000_000  # bytes
 BAND = {4: 2, 6: 2, 9: 3}  # rows of a box: gaps between the lines of a board stand here only

@@ -10,9 +10,9 @@ import re
 
 import torch
 
-from data import Task
+from data.task import Task
 from data.files import read_paths
-from plumbing.cli import BadInput, printable
+from errors import BadInput, printable
 
 
 class Path(Task):
@@ -50,9 +50,11 @@ class Path(Task):
         """train_size 0: fresh graphs every batch. Else a fixed set of that many, from `seed`."""
         self.prepare(device)
         if self.pool is None:
-            return self.sample(B, generator, device), None
-        pick = torch.randint(self.train_size, (B,), generator=generator, device=device)
-        return self.pool[pick], None
+            tokens = self.sample(B, generator, device)
+        else:
+            pick = torch.randint(self.train_size, (B,), generator=generator, device=device)
+            tokens = self.pool[pick]
+        return tokens, self.no_given(tokens)
 
     def prepare(self, device):
         """Make the training data ready, so that no step has to wait for it."""
@@ -71,7 +73,12 @@ class Path(Task):
         return self.start(tokens[:, :self.P]), tokens[:, self.P:]
 
     def held_out(self, num):
-        return self.stream(num, 2**40 + 1), None
+        tokens = self.stream(num, 2**40 + 1)
+        return tokens, self.no_given(tokens)
+
+    def no_given(self, tokens):
+        """No cell of a path is ever given: tokens (B, S) -> False (B, A)."""
+        return torch.zeros(len(tokens), self.A, dtype=torch.bool, device=tokens.device)
 
     def answer_from_path(self, path):
         return path

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import Task, cached
+from data.task import Task, cached
 from data.files import read_sudoku, read_text
 from data.puzzles import BOX, TARGETS, TooHard, generate, peers, solve, test_puzzles, units
-from plumbing.cli import BadInput, printable, say
-from plumbing.randomness import INCREMENT, mix
+from errors import BadInput, printable, say
+from noise import INCREMENT, mix
 
 TEST_SIZE = 1000  # puzzles of the test set; training boards like them up to symmetry are dropped
 
@@ -96,7 +96,7 @@ class Sudoku(Task):
         if N not in BOX:
             raise BadInput(f"--board-size {N} is not available; legal: 4, 6, 9")
         self.in_prompt = self.puzzles and config.layout == "prompt"
-        self.minimal_share, self.train_file = config.minimal_share, config.train_file
+        self.minimal_fraction, self.train_file = config.minimal_fraction, config.train_file
         self.seed, self.data_dir = config.seed, config.data_dir
         self.train_size = config.train_size or 20_000
         digits = [str(d + 1) for d in range(N)]
@@ -145,12 +145,13 @@ class Sudoku(Task):
         return self._sequence(board.long(), given), given
 
     def held_out(self, num):
-        """Sequences that training never draws -> tokens (num, S), given (num, A) or None."""
+        """Sequences that training never draws -> tokens (num, S), given (num, A)."""
         if self.puzzles:
             tokens, given = self._test_puzzles(min(num, TEST_SIZE))
-            return tokens, None if self.in_prompt else given
+            return tokens, torch.zeros_like(given) if self.in_prompt else given
         board = torch.from_numpy(self._data("held-out", num)["boards"]).long()
-        return self._sequence(board, torch.zeros_like(board, dtype=torch.bool)), None
+        given = torch.zeros_like(board, dtype=torch.bool)
+        return self._sequence(board, given), given
 
     def prepare(self, device):
         """Make the training data ready, so that no step has to wait for it.
@@ -199,16 +200,17 @@ class Sudoku(Task):
         relabel = torch.rand(batch_size, self.N, generator=generator, device=device).argsort(dim=1)
         board = relabel.gather(1, boards[pick].long().gather(1, cells))  # (B, A)
         if not self.puzzles:
-            return self._sequence(board, None), None
+            return self._sequence(board, None), torch.zeros_like(board, dtype=torch.bool)
         given = self._more_givens(givens[pick].gather(1, cells), generator)  # (B, A)
-        return self._sequence(board, given), None if self.in_prompt else given
+        tokens = self._sequence(board, given)
+        return tokens, torch.zeros_like(given) if self.in_prompt else given
 
     def _more_givens(self, given, generator):
-        """Random extra givens, but not for minimal_share of them: with more it stays unique."""
+        """Random extra givens, but not for minimal_fraction of them: with more it stays unique."""
         B, device = len(given), given.device
         low, high = TARGETS[self.N]
         target = torch.randint(low, high + 1, (B, 1), generator=generator, device=device)
-        as_it_is = torch.rand(B, 1, generator=generator, device=device) < self.minimal_share
+        as_it_is = torch.rand(B, 1, generator=generator, device=device) < self.minimal_fraction
         target = target.masked_fill(as_it_is, 0)
         noise = torch.rand(given.shape, generator=generator, device=device).masked_fill(given, -1.0)
         place = noise.argsort(dim=1).argsort(dim=1)  # (B, A): givens first, then the others

@@ -8,15 +8,15 @@ import math
 import os
 import platform
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from config import from_checkpoint
-from data import make_task
+from config import Config, from_checkpoint
+from data import Task, make_task
 from model import Transformer
-from plumbing.cli import BadInput, printable, say
+from errors import BadInput, printable, say
 
 # of log.csv
 COLUMNS = ("step", "seconds", "loss_nats", "lr_scale", "held_out_nats", "solved", "num")
@@ -67,8 +67,47 @@ def save_checkpoint(checkpoint, file):
         raise BadInput(f"cannot write checkpoint {printable(file, 200)}: {why}; {kept}") from None
 
 
+@dataclass
+class State:
+    """All that a training run is made of."""
+    config: Config
+    task: Task
+    model: torch.nn.Module
+    optimizers: list
+    peak_rates: list  # the peak learning rates, one list per optimiser
+    generator: torch.Generator  # of data and masks
+    device: torch.device
+    autocast: object
+    ddp_rank: int = 0  # the rank of this process under torchrun ...
+    world_size: int = 1  # ... of how many
+    step: int = 0
+    seconds: float = 0.0
+    solved: bool = False  # stop_at_solved was reached
+
+    @property
+    def file(self):
+        return Path(self.config.out) / "ckpt.pt"
+
+    def time_is_up(self, seconds):
+        return 0 < self.config.max_seconds <= seconds
+
+    def has_ended(self):
+        reached = self.solved and self.config.stop_at_solved > 0
+        return self.step >= self.config.max_steps or self.time_is_up(self.seconds) or reached
+
+
+def check_finite(losses, step, file):
+    """losses: of the steps up to `step`. Raises BadInput that names the first one not finite."""
+    for i, value in enumerate(losses):
+        if not math.isfinite(value):
+            kept = f"{file} holds the last good checkpoint"
+            kept = kept if file.exists() else "no checkpoint was saved before it"
+            raise BadInput(f"the loss became {value} at step {step - len(losses) + i + 1}; {kept}; "
+                           "try a lower --learning-rate")
+
+
 def save(state, file):
-    """Write the checkpoint of a run (train.State). Raises BadInput."""
+    """Write the checkpoint of a run. Raises BadInput."""
     save_checkpoint({
         "model": state.model.state_dict(),
         "optimizer": [optimizer.state_dict() for optimizer in state.optimizers],
@@ -157,7 +196,7 @@ def _check_progress(checkpoint, file):
 
 def build_model(config, task):
     return Transformer(task.V, task.K, task.S, config.width, config.depth, config.heads,
-                       config.loops, config.qk_norm, config.relu_squared)
+                       config.loops, config.qk_norm)
 
 
 def model_with(checkpoint, config, task, file):
@@ -166,7 +205,7 @@ def model_with(checkpoint, config, task, file):
     Raises BadInput for misfits.
     """
     weights = checkpoint["model"]
-    for name in ("heads", "qk_norm", "relu_squared"):  # other functions of the same weights
+    for name in ("heads", "qk_norm"):  # other functions of the same weights
         before, now = getattr(checkpoint["config"], name), getattr(config, name)
         if before != now:
             raise BadInput(f"checkpoint {printable(file, 200)} was trained with {name} = {before}, "
@@ -203,7 +242,7 @@ def load_model(file, device):
 
 
 def restore(state, saved, file):
-    """Put a checkpoint's progress into a run (train.State) whose model holds its weights.
+    """Put a checkpoint's progress into a run whose model holds its weights.
 
     Raises BadInput for parts that do not fit.
     """

@@ -5,41 +5,22 @@
 import argparse
 import contextlib
 import difflib
+import inspect
 import math
 import os
+import re
 import signal
 import sys
+from dataclasses import fields
 
 import torch
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-ALL = 10**9  # "all latents", "all candidates": more than any task has
+from config import CHOICES, DEVICES, PATHS, RANGES, Config
+from errors import BadInput, Stopped, printable, say
+from objectives import ALL
 
-
-class BadInput(ValueError):
-    """Something the user gave is wrong. One line: value, place, remedy. Programs exit with 2."""
-
-
-class Stopped(KeyboardInterrupt):
-    """SIGTERM: treated like Ctrl-C (what can be saved is saved), with an exit code of its own."""
-
-
-# --------------------------------------------------------------------------------------------------
-# What is said
-
-
-def printable(text, limit=80):
-    """Foreign text for a terminal: control characters escaped, shortened to `limit`."""
-    text = str(text)[:limit + 1]  # escapes make it longer, never shorter
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= limit else text[:limit - 3] + "..."
-
-
-def say(line):
-    """One line on stderr; nothing in it, wherever it comes from, can steer the terminal."""
-    print(printable(line, 2000), file=sys.stderr, flush=True)
-
+# Programs import all of these from here.
+__all__ = ["ALL", "DEVICES", "BadInput", "Stopped", "printable", "say"]
 
 # --------------------------------------------------------------------------------------------------
 # Arguments
@@ -72,8 +53,13 @@ KNOWN_ELSEWHERE = {
     "--model": ["--ckpt FILE", "--preset NAME"],
     "--resume-from": ["--resume (with the run's --out)"],
     "--resume-from-checkpoint": ["--resume (with the run's --out)"],
-    "--gradient-accumulation-steps": ["--accumulate"],
-    "--grad-accum": ["--accumulate"],
+    "--gradient-accumulation-steps": ["--grad-accum-steps"],
+    "--grad-accum": ["--grad-accum-steps"],
+    "--accumulate": ["--grad-accum-steps"],
+    "--minimal-share": ["--minimal-fraction"],
+    "--uniform-share": ["--uniform-fraction"],
+    "--knob": ["--decoder-param"],
+    "--relu-squared": ["it was removed: it solved less (LOG.md)"],
     "--wandb": ["every loss is in OUT/log.csv, which any plotting program reads"],
     "--tensorboard": ["every loss is in OUT/log.csv, which any plotting program reads"],
     "--gpu": ["--device cuda"],
@@ -154,6 +140,24 @@ def path(text):
     return text
 
 
+def add_config_flags(parser):
+    """A flag for each field of Config. What is not asked for is absent from the result."""
+    # the dataclass is the documentation: {field: its comment}
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
+    for f in fields(Config):
+        how = {"help": f"{comments[f.name]} (default: {f.default})".replace("%", "%%"),
+               "default": argparse.SUPPRESS}
+        if f.type is bool:
+            how["action"] = argparse.BooleanOptionalAction
+        elif f.name in CHOICES:
+            how["choices"] = list(CHOICES[f.name])
+        elif f.name in RANGES:
+            how["type"] = number(*RANGES[f.name], kind=f.type)
+        else:
+            how["type"] = path if f.name in PATHS else str
+        parser.add_argument("--" + f.name.replace("_", "-"), **how)
+
+
 # --------------------------------------------------------------------------------------------------
 # Running a program
 
@@ -183,7 +187,7 @@ def run(main, argv=None):
     except (MemoryError, RuntimeError) as e:
         if not _is_lack_of_memory(e):
             raise
-        why = ("out of memory; lower --batch-size or raise --accumulate (training), "
+        why = ("out of memory; lower --batch-size or raise --grad-accum-steps (training), "
                "lower --num (sampling)")
     finally:
         for s, handler in before.items():

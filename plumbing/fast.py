@@ -1,43 +1,18 @@
-"""Speed on a GPU, what is computed being the same: kernels, compiler, CUDA graph, processes.
+"""Speed on a GPU, what is computed being the same: compiler, CUDA graph, several GPUs.
 
 A student may skip this file: train.py trains without it, and a test holds the two to each other.
-
-    share   how much of the peak learning rate is taken, 0..1
 """
-import contextlib
 import os
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from plumbing.cli import BadInput, printable, say
+from errors import BadInput, printable, say
 
 WARM_STEPS = 4  # the first steps of a process compile and record: they train, off the clock
 
 
 # --------------------------------------------------------------------------------------------------
-# Attention
-
-
-def attention_kernels(device_type, T):
-    """The kernels for T tokens, or None for torch's own choice.
-
-    torch's first choice on a GPU works in tiles of 128 tokens; for few tokens another kernel saves
-    9 to 22 % of a step (LOG.md).
-    """
-    if device_type == "cuda" and 1 < T <= 64:
-        return [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    return None
-
-
-def attention_for(device_type, T):
-    """A context in which attention over T tokens uses those kernels."""
-    kernels = attention_kernels(device_type, T)
-    return sdpa_kernel(kernels) if kernels else contextlib.nullcontext()
-
-
-# --------------------------------------------------------------------------------------------------
-# The whole training step as one recorded graph
+# The whole training step as one CUDA graph
 
 
 def compiler_works(device):
@@ -52,44 +27,12 @@ def compiler_works(device):
         return False
 
 
-def recorded_step(forward_backward, params, optimizers, generator, grad_clip, device):
-    """-> step(share): what train.py's plain step does, replayed as one CUDA graph.
+class CUDAGraph:
+    """A function of no arguments as a CUDA graph: a model this small otherwise waits for the host
+    to launch its kernels one by one (LOG.md).
 
-    forward_backward() draws a batch, leaves gradients in `params` and returns the loss. A model
-    this small otherwise waits for the host to launch its kernels one by one (LOG.md). In a recorded
-    graph the learning rate is fixed, so the step takes the update of the peak rate, which is linear
-    in the rate, and keeps only `share` of it: before + share * (after - before).
-    """
-    before = [torch.empty_like(p) for p in params]
-    share = torch.ones((), device=device)
-
-    def one_step():
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss = forward_backward()
-        torch.nn.utils.clip_grad_norm_(params, grad_clip)
-        with torch.no_grad():
-            torch._foreach_copy_(before, params)
-            for optimizer in optimizers:
-                optimizer.step()
-            torch._foreach_sub_(params, before)
-            torch._foreach_mul_(params, share)
-            torch._foreach_add_(params, before)
-        return loss
-
-    take = Recorded(one_step, generator) if device.type == "cuda" else one_step
-
-    def step(scale):
-        share.fill_(scale)
-        return take()
-
-    return step
-
-
-class Recorded:
-    """A function of no arguments as a CUDA graph.
-
-    Run WARM_STEPS - 1 times (on a stream of its own, as recording needs), then recorded, replayed.
+    It is run WARM_STEPS - 1 times (on a stream of its own, as recording needs), then recorded and
+    replayed. What it reads and writes must be tensors that stay where they are.
     """
 
     def __init__(self, function, generator):
@@ -113,10 +56,10 @@ class Recorded:
 
 
 # --------------------------------------------------------------------------------------------------
-# Several processes (torchrun)
+# Several GPUs (torchrun): a process each, which has a rank
 
 
-def process_number(name, default):
+def environment_number(name, default):
     """A number that torchrun put into the environment. Raises BadInput for anything else."""
     text = os.environ.get(name, str(default))
     if not text.isascii() or not text.isdecimal() or len(text) > 9:
@@ -125,28 +68,28 @@ def process_number(name, default):
     return int(text)
 
 
-def processes():
-    """-> PROCESS, PROCESSES: which process this is, of how many. 0, 1 without torchrun."""
-    process, count = process_number("RANK", 0), max(1, process_number("WORLD_SIZE", 1))
-    if process >= count:
-        raise BadInput(f"RANK {process} is not below WORLD_SIZE {count}; start with torchrun")
+def ddp_rank_and_size():
+    """-> the rank of this process under torchrun, and the world size. 0, 1 without torchrun."""
+    ddp_rank, world_size = environment_number("RANK", 0), environment_number("WORLD_SIZE", 1)
+    world_size = max(1, world_size)
+    if ddp_rank >= world_size:
+        raise BadInput(f"RANK {ddp_rank} is not below WORLD_SIZE {world_size}; start with torchrun")
     needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    if count > 1 and not all(name in os.environ for name in needed):
-        raise BadInput(f"WORLD_SIZE is {count}, but this is not torchrun; unset it")
-    return process, count
+    if world_size > 1 and not all(name in os.environ for name in needed):
+        raise BadInput(f"WORLD_SIZE is {world_size}, but this is not torchrun; unset it")
+    return ddp_rank, world_size
 
 
-def join_processes(config, device, count):
-    """Meet the other processes of torchrun. Raises BadInput for what several cannot train."""
-    if config.batch_size % (count * config.accumulate):
-        times = f" times --accumulate {config.accumulate}" if config.accumulate > 1 else ""
-        raise BadInput(f"--batch-size {config.batch_size} is not a multiple of the {count} "
-                       f"processes{times}")
+def init_process_group(config, device, world_size):
+    """Meet the other ranks of torchrun. Raises BadInput for what several cannot train."""
+    if config.batch_size % (world_size * config.grad_accum_steps):
+        raise BadInput(f"--batch-size {config.batch_size} is not a multiple of the world size "
+                       f"{world_size} times --grad-accum-steps {config.grad_accum_steps}")
     if config.max_seconds:
         raise BadInput("--max-seconds goes by the clock, and processes have a clock each; "
                        "give --max-seconds 0 and --max-steps")
     if device.type == "cuda":
-        local = process_number("LOCAL_RANK", 0)
+        local = environment_number("LOCAL_RANK", 0)
         if local >= torch.cuda.device_count():
             raise BadInput(f"more processes than GPUs, of which this machine has "
                            f"{torch.cuda.device_count()}; lower --nproc-per-node, or give "
@@ -155,9 +98,9 @@ def join_processes(config, device, count):
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def summed(values, device, count):
-    """values: numbers -> a list of their sums over all processes, which ask at the same step."""
-    if count == 1:
+def all_reduce_sum(values, device, world_size):
+    """values: numbers -> a list of their sums over all ranks, which ask at the same step."""
+    if world_size == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(total)

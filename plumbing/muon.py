@@ -53,11 +53,14 @@ def side_by_side(functions, device):
 
 
 class BatchedMuon(torch.optim.Muon):
-    """Arguments, state and update of torch.optim.Muon with adjust_lr_fn="match_rms_adamw".
+    """State and update of torch.optim.Muon with adjust_lr_fn="match_rms_adamw"; lr is a tensor.
 
     But in fp32 where there is no GPU: many CPUs have no bf16 arithmetic, and imitating it takes
     more time than the rest of the training step (LOG.md).
     """
+
+    def __init__(self, params, lr, weight_decay):
+        super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
     def step(self):
@@ -83,5 +86,6 @@ class BatchedMuon(torch.optim.Muon):
                                 group["eps"], dtype)
         # an update as large as AdamW's would be
         rate = group["lr"] * 0.2 * max(params[0].shape) ** 0.5
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, list(updates), alpha=-rate)
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(params, list(updates.float() * rate))

@@ -1,20 +1,51 @@
-"""Puzzles in, boards out: what sample.py reads from users and shows in a terminal."""
+"""What train.py and sample.py are asked for, the puzzles they read, the boards they show."""
+import json
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+import config as configuration
+from config import MAY_CHANGE, PRESETS, Config
 from data.files import read_text
-from objectives import OBJECTIVES, ORDERS, make_dials
-from plumbing.checkpoint import write_text
-from plumbing.cli import DEVICES, BadInput, Parser, number, path, printable, say
+from metrics import entropy_floor, held_out_likelihood
+from objectives import OBJECTIVES, ORDERS, make_sampling_params
+from plumbing.checkpoint import load_checkpoint, write_text
+from plumbing.cli import (DEVICES, BadInput, Parser, add_config_flags, number, path, printable,
+                          say)
 from plumbing.trace import MOST
+
+
+def parse_train_args(description, argv):
+    """Command line -> Config, resume flag. Defaults < preset < flags; all of them are checked."""
+    p = Parser(description)
+    p.add_argument("--preset", choices=sorted(PRESETS), help="a set of fields; flags override it")
+    p.add_argument("--resume", action="store_true",
+                   help="go on from OUT/ckpt.pt with its config; an empty OUT starts fresh")
+    add_config_flags(p)
+    flags = vars(p.parse_args(argv))
+    preset, resume = flags.pop("preset"), flags.pop("resume")
+    asked = {**PRESETS.get(preset, {}), **flags}
+    config = Config(**asked)
+    file = Path(config.out) / "ckpt.pt"
+    if resume and file.exists():
+        saved = load_checkpoint(file)["config"]
+        configuration.check_same_run(saved, asked, file)
+        changed = {k: v for k, v in asked.items() if k in MAY_CHANGE}
+        changed["out"] = config.out  # where it was found: the folder may have been renamed
+        config = replace(saved, **changed)
+    configuration.check(config)
+    configuration.check_asked(config, flags)
+    return config, resume
 
 
 def parse_sample_args(description, argv):
     """The command line of sample.py."""
-    p = Parser(description, epilog="Dials without a meaning for the objective are refused.")
+    p = Parser(description, epilog="Sampling parameters without a meaning for the objective are "
+               "refused.")
     whole = number(1, 1_000_000)
     p.add_argument("--ckpt", type=path, metavar="FILE",
                    help="checkpoint of train.py; carries task, objective and sizes")
@@ -35,15 +66,15 @@ def parse_sample_args(description, argv):
     p.add_argument("--order", choices=ORDERS,
                    help="which cell next; default: confidence for puzzles, random for generation")
     p.add_argument("--candidates", type=number(1, all_=True), metavar="N|all",
-                   help="cells that compete for being next; default: all for mdm, else 8")
+                   help="cells that compete for being next; default: all, for scdm 8")
     p.add_argument("--tokens-per-step", type=whole, metavar="K",
                    help="cells committed per forward pass; default 1")
     p.add_argument("--temperature", type=number(0.0, 1e6, kind=float), metavar="T",
                    help="0 is greedy; default: 0 for puzzles, 1 for generation")
     p.add_argument("--decoder", metavar="NAME|list",
                    help="decode by a rule of another paper; list shows them, without a --ckpt")
-    p.add_argument("--knob", action="append", metavar="[NAME=]VALUE",
-                   help="a knob of that decoder; without a name its first one")
+    p.add_argument("--decoder-param", action="append", metavar="[NAME=]VALUE",
+                   help="a parameter of that decoder; without a name its first one")
     p.add_argument("--restarts", type=number(0, 1000), default=0, metavar="R",
                    help="decode again, up to R times, what breaks the rules; default 0")
     p.add_argument("--bound", action="store_true", help="do not sample: the likelihood of --num "
@@ -60,11 +91,9 @@ def parse_sample_args(description, argv):
 
 
 def check_together(args):
-    """Flags that need or exclude each other. Raises BadInput; --decoder list ends here."""
+    """Flags that need or exclude each other. Raises BadInput."""
     if args.decoder == "list":
-        import decoders  # here, because they import sample.py
-        print(decoders.listing())
-        raise SystemExit(0)
+        return
     asked = {name: getattr(args, name) for name in (
         "decoder", "order", "candidates", "latents", "window", "tokens_per_step", "temperature",
         "puzzle", "puzzles", "answers")} | {"restarts": args.restarts or None}
@@ -76,9 +105,9 @@ def check_together(args):
     for flag, file in (("--trace", args.trace), ("--answers", args.answers)):
         for name, other in (("--ckpt", args.ckpt), ("--puzzles", args.puzzles)):
             refuse_overwriting(flag, file, name, other)
-    if args.knob and not args.decoder:
-        raise BadInput(f"--knob {printable(args.knob[0])} needs a --decoder; --decoder list shows "
-                       "them")
+    if args.decoder_param and not args.decoder:
+        raise BadInput(f"--decoder-param {printable(args.decoder_param[0])} needs a --decoder; "
+                       "--decoder list shows them")
     for flag, given in (("--bound", args.bound), ("--restarts", args.restarts)):
         if args.trace and given:
             raise BadInput(f"--trace shows one decode, which {flag} is not; leave one of them out")
@@ -97,10 +126,10 @@ def use_color(choice):
     return choice == "always"
 
 
-def read_request(args, task, config):
-    """What is to be decoded and how -> start (num, S), references (num, A) or None, dials.
+def read_request(args, task, config, choose_decoder):
+    """What is to be decoded and how -> start (num, S), references (num, A) or None, sampling.
 
-    Raises BadInput.
+    choose_decoder: decoders.choose. Raises BadInput.
     """
     asked = {name: getattr(args, name) for name in ("order", "candidates", "latents", "window",
                                                     "tokens_per_step", "temperature")}
@@ -109,10 +138,10 @@ def read_request(args, task, config):
     from_user = args.puzzle is not None or args.puzzles is not None
     greedy = task.unique_answer or from_user
     if args.decoder:
-        import decoders  # here, because they import sample.py
-        dials = decoders.choose(task, greedy, args.decoder, args.knob, config.objective, asked)
+        sampling = choose_decoder(task, greedy, args.decoder, args.decoder_param,
+                                  config.objective, asked)
     else:
-        dials = make_dials(config.objective, task, config.window, greedy, **asked)
+        sampling = make_sampling_params(config.objective, task, config.window, greedy, **asked)
     if from_user:
         start, references = load_puzzles(task, args.puzzle, args.puzzles, args.num)
     else:
@@ -120,7 +149,7 @@ def read_request(args, task, config):
     if OBJECTIVES[config.objective].next_token and (start[:, task.P:] != task.MASK).any():
         raise BadInput(f"objective {config.objective} reads from left to right and cannot see "
                        "givens that stand further on; solve puzzles with mdm, scdm, sidm or mtp")
-    return start, references, dials
+    return start, references, sampling
 
 
 def load_puzzles(task, puzzle=None, file=None, num=None):
@@ -167,6 +196,22 @@ def find_references(puzzles, task):
     return torch.tensor(references)
 
 
+def likelihood_report(args, model, task, config, device, autocast):
+    """What sample.py --bound prints: one line, or with --json one object."""
+    nats, error, exact = held_out_likelihood(model, task, config.objective, config.window,
+                                             args.num or 256, 32, device, autocast)
+    floor = entropy_floor(task)
+    if args.json:
+        return json.dumps({"task": task.name, "objective": config.objective, "nats_per_cell": nats,
+                           "standard_error": error, "exact": exact, "floor": floor})
+    what = "-log p" if exact else "bound on -log p"
+    line = f"{what}: {nats:.4f} +- {error:.4f} nats per cell"
+    if floor is None:
+        return line
+    return (f"{line}; the floor of uniformly random boards, {floor:.4f}, is "
+            f"{task.A * (nats - floor):.2f} nats per board lower")
+
+
 def answers_to_file(file, task, start, answers, stats):
     """One line each: puzzle, answer, solved (1 or 0) and confidence, separated by tabs."""
     lines = ["puzzle\tanswer\tsolved\tconfidence\n"]
@@ -179,13 +224,21 @@ def answers_to_file(file, task, start, answers, stats):
     write_text(file, "".join(lines))
 
 
+def solved_line(task_name, objective, metrics):
+    """metrics: from metrics.summarize() -> one line: how many were solved, with the interval."""
+    low, high = metrics["interval"]
+    return (f"{task_name} {objective}: solved {metrics['solved']}/{metrics['num']} = "
+            f"{100 * metrics['solved_rate']:.1f} % "
+            f"(95 % interval {100 * low:.1f}-{100 * high:.1f})")
+
+
 def show(task, start, answers, history, stats, report, color):
     """Every step of a single sample, the end of the first five otherwise; mistakes in words."""
     for s in range(min(len(start), 5)):
         before = start[s, task.P:]
         if len(start) == 1:
             for step, record in enumerate(history, 1):
-                now = record.tokens[s, task.P:].cpu()
+                now = record["tokens"][s, task.P:].cpu()
                 board = task.render(start[s], now, before, color)
                 print(f"step {step} of {len(history)}\n{board}\n")
                 before = now
@@ -196,9 +249,7 @@ def show(task, start, answers, history, stats, report, color):
             raise RuntimeError(f"the checkers of task {task.name} disagree about sample {s + 1}")
         more = f"; and {len(said) - 5} more" if len(said) > 5 else ""
         print(("mistakes: " + "; ".join(said[:5]) + more if said else "valid") + "\n")
-    low, high = report["interval"]
-    line = (f"{task.name} {report['objective']}: solved {report['solved']}/{report['num']} = "
-            f"{100 * report['solved_rate']:.1f} % (95 % interval {100 * low:.1f}-{100 * high:.1f})")
+    line = solved_line(task.name, report["objective"], report)
     if report["exact"] is not None:
         line += (f", exact {report['exact']}/{report['references']}, "
                  f"cells {100 * report['cell_acc']:.1f} %")
@@ -207,9 +258,14 @@ def show(task, start, answers, history, stats, report, color):
     for name in (name for name in report if name.startswith("pass@")):
         line += f", {name}: {'yes' if report[name] else 'no'}"
     print(line)
-    print(f"order {report['order']}, latents {report['latents']}, {report['nfe']} forward passes "
-          f"and {report['tokens']} tokens per sample, {report['seconds']:.2f} s")
     if report["decoder"]:
-        knobs = ", ".join(f"{k} = {value}" for k, value in report["knobs"].items())
-        print(f"decoder {report['decoder']} ({knobs}): {report['undone']} cells undone per sample, "
-              f"Kendall's tau of its order with the cells' {report['order_tau']}")
+        chosen = ", ".join(f"{k} = {value}" for k, value in report["decoder_params"].items())
+        print(f"decoder {report['decoder']} ({chosen}): {report['undone']} cells undone per "
+              f"sample, Kendall's tau of its order with the cells' {report['order_tau']}")
+    else:
+        order = report["order"]
+        if order in ("confidence", "margin", "entropy"):
+            order += f" over {report['candidates']} candidates"
+        print(f"order {order}, latents {report['latents']}", end=", ")
+    print(f"{report['nfe']} forward passes and {report['tokens']} tokens per sample, "
+          f"{report['seconds']:.2f} s")

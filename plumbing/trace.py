@@ -3,8 +3,21 @@
     B batch   P prompt positions   A answer positions   S = P + A   K answer symbols
     R samples that took part in a step   T tokens in its forward pass   Q cells that it predicted
 
-`decode(..., history)` appends a Step per forward pass; write() turns them into a TRACE: FILE.json,
-or FILE.html, which is viewer/viewer.html with the same text inside. JSON, one step per line:
+`decode(..., history)` appends a RECORD per forward pass of B samples: a dict with
+
+    tokens      (B, S) after the pass, MASK where unknown
+    present     (R or 1, T) positions that were in the pass ("R or 1": one row may stand for all)
+    rank        (R or 1, T); +inf: nobody's, left out; None: everything sees everything; or CAUSAL
+    logits      (R, Q, K)
+    cells       (R or 1, Q) positions the logits are about; None or absent: `present`
+    rows        (R,) which of the B samples took part; None or absent: all of them
+    candidates  of the last so many of `present` some may be committed now; None or absent: of all
+    pairs       that went through the model, int or (R,); None or absent: T less those left out
+    passes      forward passes, int or (R,); absent: 1
+    at          when it was done, by time.perf_counter()
+
+write() turns a history into a TRACE: FILE.json, or FILE.html, which is viewer/viewer.html with the
+same text inside. JSON, one step per line:
 
     format, version  "nanolatent trace", 1; the number rises when the meaning of a field changes
     task             {name, kind "board" or "path", P, A}; a board: side, box [rows, columns];
@@ -38,8 +51,6 @@ A trace is input to the page, which believes none of it: every field is checked 
 import base64
 import json
 import math
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -55,38 +66,7 @@ PAGE = Path(__file__).parents[1] / "viewer" / "viewer.html"
 PLACE = '<script type="application/json" id="trace"></script>'  # where the page takes its data
 
 
-@dataclass(frozen=True)
-class Step:
-    """One forward pass of B samples, and what came of it. "R or 1": one row may stand for all."""
-    tokens: torch.Tensor     # (B, S) after the step, MASK where unknown
-    present: torch.Tensor    # (R or 1, T) positions that were in the pass
-    rank: object             # (R or 1, T) +inf: an empty seat; None: everything sees everything;
-                             # or CAUSAL
-    logits: torch.Tensor     # (R, Q, K)
-    cells: torch.Tensor = None      # (R or 1, Q) positions the logits are about; None: `present`
-    rows: torch.Tensor = None       # (R,) which of the B samples took part; None: all of them
-    candidate: torch.Tensor = None  # (R or 1, C) bool, of the last C of `present`: may it be
-                                    # committed now? None: all may
-    fed: object = None       # pairs that went through the model, int or (R,); None: T less the
-                             # empty seats. (With a cache more are seen than fed.)
-    passes: object = 1       # forward passes, int or (R,)
-    at: float = field(default_factory=time.perf_counter)  # when it was done
-
-
-def next_token_step(tokens, start, rank, logits, fed):
-    """The Step of next-token decoding: it sees all before a cell, and predicts that cell alone.
-
-    tokens (B, T + 1), of which the last is new; start (B, S); rank (S,) or CAUSAL; logits (B, K).
-    """
-    last = tokens.shape[1] - 1
-    whole = torch.cat([tokens, start[:, last + 1:]], dim=1)  # (B, S)
-    seen = torch.arange(last, device=start.device).unsqueeze(0)  # (1, T)
-    rank = rank if rank is CAUSAL else rank[:last].unsqueeze(0)
-    return Step(whole, seen, rank, logits.unsqueeze(1), cells=torch.full_like(seen[:, :1], last),
-                fed=fed)
-
-
-def room(args, num):
+def new_history(args, num):
     """sample.py's arguments, number of samples -> history: an empty list, or None: not wanted.
 
     Raises BadInput for more samples than a trace holds.
@@ -99,7 +79,7 @@ def room(args, num):
 def write(file, task, start, references, history, answers, stats, about):
     """Write the trace of one decoded batch, as JSON or (FILE.html) as a page. Raises BadInput.
 
-    start (B, S); references (B, A), a row of -1 where there is none, or None; history: Steps;
+    start (B, S); references (B, A), a row of -1 where there is none, or None; history: records;
     answers (B, A); stats (B,) each, with nfe, tokens, solved; about: a dict of plain values, with
     seconds: what the whole batch took, or None.
     """
@@ -147,13 +127,14 @@ def steps_of(task, start, history, b, total_seconds):
     """The steps of sample b, which began at start (S,)."""
     before, told, steps = start.tolist(), [], []
     for step in history:
-        rows = range(len(step.tokens)) if step.rows is None else step.rows.tolist()
+        rows = step.get("rows")
+        rows = range(len(step["tokens"])) if rows is None else rows.tolist()
         if b not in rows:
             continue
-        after, r = step.tokens[b].tolist(), list(rows).index(b)
-        mistakes = task.mistakes(start, step.tokens[b, task.P:].cpu())
-        entry = {**seats_of(task, before, step, r), **changes(task, before, after),
-                 "passes": number_of(step.passes, r),
+        after, r = step["tokens"][b].tolist(), list(rows).index(b)
+        mistakes = task.mistakes(start, step["tokens"][b, task.P:].cpu())
+        entry = {**pairs_of(task, before, step, r), **changes(task, before, after),
+                 "passes": number_of(step.get("passes", 1), r),
                  "seconds": seconds_of(step, history, total_seconds)}
         if mistakes != told:
             more = [f"and {len(mistakes) - 7} more"] if len(mistakes) > 8 else []
@@ -173,16 +154,16 @@ def number_of(value, r):
     return int(value[r]) if isinstance(value, torch.Tensor) else value
 
 
-def seats_of(task, before, step, r):
+def pairs_of(task, before, step, r):
     """Who was in the pass of row r, their ranks, and what was predicted for the unknown."""
-    present = row_of(step.present, r)  # (T,)
-    cells = present if step.cells is None else row_of(step.cells, r)  # (Q,)
-    rank = row_of(step.rank, r) if isinstance(step.rank, torch.Tensor) else None
+    present = row_of(step["present"], r)  # (T,)
+    about_all = step.get("cells") is None
+    cells = present if about_all else row_of(step["cells"], r)  # (Q,)
+    rank = row_of(step["rank"], r) if isinstance(step["rank"], torch.Tensor) else None
     taken = torch.ones(len(present), dtype=torch.bool) if rank is None else rank != math.inf
     candidate = torch.ones(len(present), dtype=torch.bool)
-    if step.candidate is not None:
-        candidate[:] = False
-        candidate[-step.candidate.shape[1]:] = row_of(step.candidate, r)
+    if step.get("candidates") is not None:
+        candidate[:-step["candidates"]] = False
     who, ranks, about, in_pass = ["."] * task.S, {}, {}, set(present.tolist())
     for t, position in enumerate(present.tolist()):
         if taken[t]:
@@ -190,17 +171,17 @@ def seats_of(task, before, step, r):
             who[position] = unknown if before[position] == task.MASK else "k"
             ranks[position] = None if rank is None else rank[t].item()
     for q, position in enumerate(cells.tolist()):
-        if step.cells is None and not taken[q]:
+        if about_all and not taken[q]:
             continue
         if position not in in_pass and before[position] == task.MASK:
             who[position] = "n"
         about[position] = q
     predicted = [about[position] for position in range(task.S) if who[position] in "lcn"]
     ranks = [plain(ranks[p]) for p in range(task.S) if who[p] in "klc"]
-    fed = int(taken.sum()) if step.fed is None else number_of(step.fed, r)
-    return {"who": "".join(who), "tokens": fed,
-            "rank": CAUSAL if step.rank is CAUSAL else None if rank is None else ranks,
-            **distributions(row_of(step.logits, r)[predicted].float())}
+    pairs = number_of(step.get("pairs"), r)
+    return {"who": "".join(who), "tokens": int(taken.sum()) if pairs is None else pairs,
+            "rank": CAUSAL if step["rank"] is CAUSAL else None if rank is None else ranks,
+            **distributions(row_of(step["logits"], r)[predicted].float())}
 
 
 def plain(rank):
@@ -234,9 +215,9 @@ def seconds_of(step, history, total):
 
     A GPU is not waited for after each step, so there nobody knows.
     """
-    if total is None or step.tokens.device.type != "cpu":
+    if total is None or step["tokens"].device.type != "cpu":
         return None
-    return round(max(0.0, total - (history[-1].at - step.at)), 4)
+    return round(max(0.0, total - (history[-1]["at"] - step["at"])), 4)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ torch.set_num_threads(1)  # tiny models: one thread is faster than two that wait
 
 from data.puzzles import all_boards_4x4  # noqa: E402
 from model import Transformer  # noqa: E402
-from plumbing.randomness import sample_keys  # noqa: E402
+from noise import sample_keys  # noqa: E402
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
@@ -35,7 +35,7 @@ SCRATCH = tempfile.TemporaryDirectory()  # for data that a test makes without as
 def task_config(task="sudoku-gen", board_size=4, train_size=None, data_dir=SCRATCH.name, **kw):
     size = {"sudoku-gen": 288, "sudoku": 100}.get(task, 0) if train_size is None else train_size
     fields = dict(task=task, board_size=board_size, train_size=size, arms=2, path_len=3, labels=11,
-                  seed=0, data_dir=data_dir, layout="inplace", minimal_share=0.2, train_file="")
+                  seed=0, data_dir=data_dir, layout="inplace", minimal_fraction=0.2, train_file="")
     return SimpleNamespace(**{**fields, **kw})
 
 
@@ -75,7 +75,7 @@ class TrueConditionals:
         self.task, self.support = task, support
         self.weights = torch.ones(len(support)) if weights is None else weights
 
-    def __call__(self, tokens, positions, rank=None, cache=None):
+    def __call__(self, tokens, positions, rank=None, cache=None, read_every=0):
         task, (B, T) = self.task, tokens.shape
         cells = positions.expand(B, T) - task.P
         # what is known of each answer cell; the last column is the prompt's bin
@@ -101,7 +101,7 @@ class Oracle:
         self.answers = answers
         self.start = start
 
-    def __call__(self, tokens, positions, rank=None, cache=None):
+    def __call__(self, tokens, positions, rank=None, cache=None, read_every=0):
         rows = self.rows(tokens, positions.expand_as(tokens), rank)
         positions = positions.expand_as(tokens) + int(rank == "causal")  # position i predicts i + 1
         full = torch.nn.functional.pad(self.answers[rows], (self.task.P, 1))  # (B, S + 1)

@@ -9,7 +9,7 @@ import torch
 from conftest import ToyTask, TrueConditionals, random_model, task_config
 from data import make_task
 from data.puzzles import all_boards_4x4
-from likelihood import cuts, floor_nats, held_out_nats, masks
+from metrics import cuts, entropy_floor, held_out_likelihood, masks
 
 CPU = torch.device("cpu")
 
@@ -18,7 +18,8 @@ class HeldOut(ToyTask):
     """A toy task whose held-out data are given."""
 
     def __init__(self, tokens, given=None):
-        self.tokens, self.given = tokens, given
+        none = torch.zeros(len(tokens), self.A, dtype=torch.bool)
+        self.tokens, self.given = tokens, none if given is None else given
 
     def held_out(self, num):
         return self.tokens[:num], self.given
@@ -37,8 +38,8 @@ def test_the_bound_is_tight_for_the_truth():
     tokens = all_answers()
     weights = torch.rand(16, generator=torch.Generator().manual_seed(3)) + 0.05
     model = TrueConditionals(ToyTask(), tokens[:, 1:], weights)
-    nats, error, exact = held_out_nats(model, HeldOut(tokens), "mdm", "all", 16, 4000, CPU,
-                                       nullcontext())
+    nats, error, exact = held_out_likelihood(model, HeldOut(tokens), "mdm", "all", 16, 4000, CPU,
+                                             nullcontext())
     expected = -(weights / weights.sum()).log().mean().item() / 4
     assert not exact and nats == pytest.approx(expected, abs=0.01)
 
@@ -61,8 +62,8 @@ def test_a_fixed_order_has_a_likelihood(window):
                 logits = model(noisy[None], seen)[0, len(present)]
                 total -= logits.log_softmax(dim=0)[row[1 + cell]].item()
             expected.append(total / len(free))
-        nats, error, exact = held_out_nats(model, HeldOut(tokens, given), "mtp", window, 5, 1, CPU,
-                                           nullcontext())
+        nats, error, exact = held_out_likelihood(model, HeldOut(tokens, given), "mtp", window, 5,
+                                                 1, CPU, nullcontext())
         assert exact and nats == pytest.approx(sum(expected) / 5, abs=1e-5)
         assert error == pytest.approx(torch.tensor(expected).std().item() / 5 ** 0.5, abs=1e-5)
 
@@ -72,35 +73,36 @@ def test_ar_is_the_chain_rule():
     ranks = torch.arange(1, 6)
     logp = model(tokens, torch.arange(5), ranks).log_softmax(dim=2)[:, :-1]
     expected = -logp.gather(2, tokens[:, 1:, None])[:, :, 0].mean().item()
-    nats, _, exact = held_out_nats(model, HeldOut(tokens), "ar", "all", 6, 1, CPU, nullcontext())
+    nats, _, exact = held_out_likelihood(model, HeldOut(tokens), "ar", "all", 6, 1, CPU,
+                                         nullcontext())
     assert exact and nats == pytest.approx(expected, abs=1e-5)
 
 
 def test_every_sample_meets_all_noise_levels():
     """With as many draws as samples and cells, each sample has each m once."""
-    turns = list(masks(None, 8, 8, 8, torch.Generator().manual_seed(0)))
-    m = torch.stack([(turn > 0).sum(dim=1) for turn in turns])  # (draws, B)
+    levels = list(masks(torch.zeros(8, 8, dtype=torch.bool), 8, torch.Generator().manual_seed(0)))
+    m = torch.stack([(level > 0).sum(dim=1) for level in levels])  # (draws, B)
     assert all(sorted(column) == list(range(1, 9)) for column in m.T.tolist())
 
 
 def test_masks_spare_the_givens_of_their_own_sample():
     """Each sample has other givens: they are shifted with the batch, and back."""
     given = torch.eye(4, 6, dtype=torch.bool) | torch.eye(4, 6, dtype=torch.bool).roll(2, dims=1)
-    for turn in masks(given, 4, 6, 3, torch.Generator().manual_seed(0)):
-        assert not ((turn > 0) & given).any() and ((turn > 0).sum(dim=1) >= 1).all()
+    for level in masks(given, 3, torch.Generator().manual_seed(0)):
+        assert not ((level > 0) & given).any() and ((level > 0).sum(dim=1) >= 1).all()
 
 
 def test_cuts_run_over_the_blanks():
     given = torch.tensor([[True, False, False], [False, False, False]])
-    hidden = [(turn > 0).tolist() for turn in cuts(given, 2, 3)]
-    assert hidden == [[[False, True, True], [True, True, True]],
+    masked = [(level > 0).tolist() for level in cuts(given)]
+    assert masked == [[[False, True, True], [True, True, True]],
                       [[False, False, True], [False, True, True]],
                       [[False, False, False], [False, False, True]]]
 
 
 def test_floors():
     """log(288)/16, log(28,200,960)/36, log(6.67e21)/81: 0.35394, 0.47652 and 0.62040 nats."""
-    floors = [floor_nats(make_task(task_config(board_size=N))) for N in (4, 6, 9)]
+    floors = [entropy_floor(make_task(task_config(board_size=N))) for N in (4, 6, 9)]
     assert floors == pytest.approx([0.35394, 0.47652, 0.62040], abs=6e-6)
-    assert floor_nats(make_task(task_config("star"))) is None
+    assert entropy_floor(make_task(task_config("star"))) is None
     assert math.log(len(all_boards_4x4())) / 16 == floors[0]

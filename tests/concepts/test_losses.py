@@ -1,6 +1,6 @@
-"""What is hidden in training, and the losses, against enumeration.
+"""What is masked in training, and the losses, against enumeration.
 
-    A answer positions   m hidden cells   W window
+    A answer positions   m masked cells   W window
 """
 import contextlib
 import itertools
@@ -31,11 +31,17 @@ def toy_batch(count, seed=1):
     return x
 
 
-def loss_of(objective, model, x, generator, window="all", given=None, shard=slice(None)):
+def draw_levels(B, A, generator, given=None, **how):
+    given = torch.zeros(B, A, dtype=torch.bool) if given is None else given
+    return diffusion.draw_levels(given, generator, **how)
+
+
+def loss_of(objective, model, x, generator, window="all", given=None, shard=slice(None), **how):
     """One draw of an objective's loss, as a training step takes it."""
-    config = Config(objective=objective, window=window)
-    hidden = train.draw_hidden((x, given), TASK, config, generator)
-    return train.training_loss(model, (x, given), hidden, TASK, config, shard)
+    config = Config(objective=objective, window=window, **how)
+    given = torch.zeros(len(x), TASK.A, dtype=torch.bool) if given is None else given
+    level, W = OBJECTIVES[objective].mask(given, generator, config)
+    return train.training_loss(model, x[shard], level[shard], W, TASK, config)
 
 
 # -- the forward process --
@@ -43,30 +49,32 @@ def loss_of(objective, model, x, generator, window="all", given=None, shard=slic
 
 def test_masks_are_uniform_and_stratified():
     """m is uniform on 1..A with no empty draw: exactly, thanks to strata. So is every cell."""
-    turn = diffusion.draw_turns(4000, 4, gen(), "cpu")
-    m = (turn > 0).sum(dim=1)
+    level = draw_levels(4000, 4, gen())
+    m = (level > 0).sum(dim=1)
     assert torch.equal(m.bincount(), torch.tensor([0, 1000, 1000, 1000, 1000]))  # 4000 strata
-    hidden = (turn > 0).float().mean(dim=0)  # expectation (A + 1) / 2A = 0.625; 5 sigma = 0.038
-    assert (hidden - 0.625).abs().max() < 0.04
-    for t, k in zip(turn[:50], m):
+    masked = (level > 0).float().mean(dim=0)  # expectation (A + 1) / 2A = 0.625; 5 sigma = 0.038
+    assert (masked - 0.625).abs().max() < 0.04
+    for t, k in zip(level[:50], m):
         assert sorted(t[t > 0].tolist()) == list(range(1, int(k) + 1))
 
 
 def test_rates_are_a_law_of_m():
-    """P(m <= k) = 1 - (1 - (k / A)^a)^b, exactly, by strata; hide() passes them on."""
-    def counts(turn):
-        return (turn > 0).sum(dim=1).bincount(minlength=5).tolist()
+    """P(m <= k) = 1 - (1 - (k / A)^a)^b, exactly, by strata; mask_random() passes them on."""
+    def counts(level):
+        return (level > 0).sum(dim=1).bincount(minlength=5).tolist()
 
+    given = torch.zeros(4000, 4, dtype=torch.bool)
     for a, b in ((4.0, 1.0), (3.0, 3.0), (0.5, 2.0)):
         F = [1 - (1 - (k / 4) ** a) ** b for k in range(5)]
         expected = [0] + [4000 * (F[k] - F[k - 1]) for k in range(1, 5)]
-        turn, _ = diffusion.hide(4000, 4, "all", gen(), "cpu", None, (a, b, 0.0))
-        assert max(abs(c - e) for c, e in zip(counts(turn), expected)) <= 1.5
-        turn, _ = mtp.hide_the_rest(4000, 4, "all", gen(), "cpu", None, (a, b, 0.0))
-        assert counts(turn) == [0] + [1000] * 4  # the cut of mtp is uniform, whatever the rates
-    assert counts(diffusion.hide(4000, 4, "all", gen(), "cpu", None)[0]) == [0] + [1000] * 4
+        config = Config(mask_rate_a=a, mask_rate_b=b)
+        level, _ = diffusion.mask_random(given, gen(), config)
+        assert max(abs(c - e) for c, e in zip(counts(level), expected)) <= 1.5
+        level, _ = mtp.mask_suffix(given, gen(), config)
+        assert counts(level) == [0] + [1000] * 4  # the cut of mtp is uniform, whatever the rates
+    assert counts(diffusion.mask_random(given, gen(), Config())[0]) == [0] + [1000] * 4
     # an eighth of the batch is uniform, the rest has the law
-    m = (diffusion.draw_turns(4000, 4, gen(), "cpu", rates=(4.0, 1.0, 1 / 8)) > 0).sum(dim=1)
+    m = (draw_levels(4000, 4, gen(), rates=(4.0, 1.0, 1 / 8)) > 0).sum(dim=1)
     assert m[:500].bincount(minlength=5).tolist() == [0] + [125] * 4
     rest = m[500:].bincount(minlength=5).tolist()
     assert all(abs(c - 3500 * (k**4 - (k - 1)**4) / 256) <= 1.5 for k, c in enumerate(rest) if k)
@@ -75,13 +83,13 @@ def test_rates_are_a_law_of_m():
 def test_few_uniform_samples_reach_every_m():
     """32 of 512, fewer than cells: over many batches each m of 1..57 comes equally often."""
     g = gen()
-    turns = [diffusion.draw_turns(512, 57, g, "cpu", rates=(4.0, 1.0, 1 / 16)) for _ in range(300)]
-    m = torch.cat([(turn[:32] > 0).sum(dim=1) for turn in turns])
+    levels = [draw_levels(512, 57, g, rates=(4.0, 1.0, 1 / 16)) for _ in range(300)]
+    m = torch.cat([(level[:32] > 0).sum(dim=1) for level in levels])
     expected = 300 * 32 / 57  # of each m; 5 standard deviations without strata
     assert (m.bincount(minlength=58)[1:] - expected).abs().max() < 5 * expected ** 0.5
     # rounded up: a batch of four has one
-    turns = [diffusion.draw_turns(4, 57, g, "cpu", rates=(100.0, 1.0, 1 / 16)) for _ in range(50)]
-    m = torch.stack([(turn > 0).sum(dim=1) for turn in turns]).float()
+    levels = [draw_levels(4, 57, g, rates=(100.0, 1.0, 1 / 16)) for _ in range(50)]
+    m = torch.stack([(level > 0).sum(dim=1) for level in levels]).float()
     assert m[:, 0].mean() < 40 and m[:, 1:].mean() > 56
 
 
@@ -90,14 +98,15 @@ def test_rates_are_for_training_alone(monkeypatch):
     """
     drawn = []
     config = Config(task="sudoku-gen", board_size=4, train_size=4, mask_rate_a=4.0, mask_rate_b=2.0,
-                    uniform_share=0.5, width=8, depth=1, heads=1, batch_size=4, eval_samples=4)
+                    uniform_fraction=0.5, width=8, depth=1, heads=1, batch_size=4, eval_samples=4)
     task = train.make_task(config)
     state = train.make_state(config, task, torch.device("cpu"), contextlib.nullcontext())
-    real = train.draw_hidden
-    monkeypatch.setattr(train, "draw_hidden", lambda *args: drawn.append(args[4:]) or real(*args))
+    real = diffusion.draw_levels
+    monkeypatch.setattr(diffusion, "draw_levels",
+                        lambda *args, rates: drawn.append(rates) or real(*args, rates=rates))
     train.make_step(state)(1.0)
     train.held_out_loss(state)
-    assert drawn == [((4.0, 2.0, 0.5),), ()]
+    assert drawn == [(4.0, 2.0, 0.5), diffusion.UNIFORM]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -113,10 +122,9 @@ def test_deep_supervision_is_the_losses_of_shorter_models(objective, loops):
         return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
 
     def at_depth(depth, shard=slice(None), loops=1, **how):
-        config, blocks = Config(objective=objective, depth=4, **how), model.blocks
-        hidden = train.draw_hidden((x, None), TASK, config, gen())
+        blocks = model.blocks
         model.blocks, model.loops = blocks[:depth], loops
-        loss = train.training_loss(model, (x, None), hidden, TASK, config, shard)
+        loss = loss_of(objective, model, x, gen(), shard=shard, **how)
         model.blocks, model.loops = blocks, 1
         return loss
 
@@ -139,49 +147,49 @@ def test_m_never_exceeds_what_there_is(monkeypatch):
     largest = 1 - 2**-24
     monkeypatch.setattr(torch, "rand", lambda *shape, **kw: torch.full(shape, largest))
     assert (torch.arange(3) + torch.rand(3))[2] == 3  # the rounding that is meant
-    turn = diffusion.draw_turns(3, 4, None, "cpu", left_to_right=True)
-    assert turn[2].tolist() == [1, 2, 3, 4]
+    level = draw_levels(3, 4, None, left_to_right=True)
+    assert level[2].tolist() == [1, 2, 3, 4]
     given = torch.tensor([[True, False, False, False]] * 3)
-    turn = diffusion.draw_turns(3, 4, None, "cpu", left_to_right=True, given=given)
-    assert turn[2].tolist() == [0, 1, 2, 3]
+    level = draw_levels(3, 4, None, left_to_right=True, given=given)
+    assert level[2].tolist() == [0, 1, 2, 3]
 
 
-def test_cut_hides_the_last_cells():
-    turn = diffusion.draw_turns(400, 6, gen(), "cpu", left_to_right=True)
-    for t in turn.tolist():
+def test_cut_masks_the_last_cells():
+    level = draw_levels(400, 6, gen(), left_to_right=True)
+    for t in level.tolist():
         assert all(b == a + 1 for a, b in zip(t, t[1:])) and t[-1] >= 1
-    assert torch.equal((turn > 0).sum(dim=1).bincount()[1:] // 10 * 10, torch.full((6,), 60))
+    assert torch.equal((level > 0).sum(dim=1).bincount()[1:] // 10 * 10, torch.full((6,), 60))
 
 
-def test_given_cells_are_never_hidden():
-    """m is uniform on 1..(cells not given); which of them are hidden is uniform too."""
+def test_given_cells_are_never_masked():
+    """m is uniform on 1..(cells not given); which of them are masked is uniform too."""
     given = torch.tensor([[True, False, False, True, False]])
-    turn = diffusion.draw_turns(3000, 5, gen(), "cpu", given=given.expand(3000, 5))
-    assert not (turn[:, given[0]] > 0).any()
-    m = (turn > 0).sum(dim=1)
+    level = draw_levels(3000, 5, gen(), given=given.expand(3000, 5))
+    assert not (level[:, given[0]] > 0).any()
+    m = (level > 0).sum(dim=1)
     assert torch.equal(m.bincount(), torch.tensor([0, 1000, 1000, 1000]))
-    hidden = (turn > 0).float().mean(dim=0)[~given[0]]  # (1/3)(1/3 + 2/3 + 1) = 2/3; 5 sigma
-    assert (hidden - 2 / 3).abs().max() < 0.043
-    for t in turn[:30]:
+    masked = (level > 0).float().mean(dim=0)[~given[0]]  # (1/3)(1/3 + 2/3 + 1) = 2/3; 5 sigma
+    assert (masked - 2 / 3).abs().max() < 0.043
+    for t in level[:30]:
         assert sorted(t[t > 0].tolist()) == list(range(1, int((t > 0).sum()) + 1))
     ragged = torch.tensor([[True, True, True, True, False], [False] * 5])
-    turn = diffusion.draw_turns(2, 5, gen(), "cpu", given=ragged)
-    assert turn[0].tolist()[4] == 1 and (turn[0] > 0).sum() == 1
+    level = draw_levels(2, 5, gen(), given=ragged)
+    assert level[0].tolist()[4] == 1 and (level[0] > 0).sum() == 1
 
 
 def test_given_cells_and_the_cut():
     """mtp in place: the cells that are not given are cut from left to right."""
     given = torch.tensor([[False, True, False, True, False]] * 300)
-    turn = diffusion.draw_turns(300, 5, gen(), "cpu", left_to_right=True, given=given)
-    seen = {tuple(t) for t in turn.clamp(min=0)[:, [0, 2, 4]].tolist()}
-    assert seen == {(0, 0, 1), (0, 1, 2), (1, 2, 3)} and not (turn[:, [1, 3]] > 0).any()
+    level = draw_levels(300, 5, gen(), left_to_right=True, given=given)
+    seen = {tuple(t) for t in level.clamp(min=0)[:, [0, 2, 4]].tolist()}
+    assert seen == {(0, 0, 1), (0, 1, 2), (1, 2, 3)} and not (level[:, [1, 3]] > 0).any()
 
 
 def test_nothing_given_is_no_givens():
-    """A mask of givens that is empty changes nothing about the law, and A cells can be hidden."""
+    """A mask of givens that is empty changes nothing about the law, and A cells can be masked."""
     none = torch.zeros(400, 4, dtype=torch.bool)
-    turn = diffusion.draw_turns(400, 4, gen(), "cpu", given=none)
-    assert torch.equal((turn > 0).sum(dim=1).bincount(), torch.tensor([0, 100, 100, 100, 100]))
+    level = draw_levels(400, 4, gen(), given=none)
+    assert torch.equal((level > 0).sum(dim=1).bincount(), torch.tensor([0, 100, 100, 100, 100]))
 
 
 # -- the bound --
@@ -198,14 +206,14 @@ def test_bound_equals_enumeration(objective):
     with torch.no_grad():
         for order in itertools.permutations(range(4)):
             for m in range(1, 5):
-                hidden = order[4 - m:]  # in their turn
+                masked = order[4 - m:]  # in their order
                 noisy, rank = x.clone(), torch.zeros(1, 5)
-                for turn, cell in enumerate(hidden, 1):
+                for level, cell in enumerate(masked, 1):
                     noisy[0, 1 + cell] = TASK.MASK
-                    rank[0, 1 + cell] = {"mdm": 0, "sidm": 1, "scdm": turn}[objective]
+                    rank[0, 1 + cell] = {"mdm": 0, "sidm": 1, "scdm": level}[objective]
                 logp = model(noisy, torch.arange(5), rank).log_softmax(dim=2)
                 logp = logp.gather(2, x[:, :, None].clamp(max=1))[0, 1:, 0]
-                exact += -logp[list(hidden)].mean().item() / (4 * math.factorial(4))
+                exact += -logp[list(masked)].mean().item() / (4 * math.factorial(4))
         values = torch.stack([loss_of(objective, model, x.expand(100, 5), gen(s))
                               for s in range(200)])
     assert abs(values.mean() - exact) < 5 * values.std() / 200 ** 0.5
@@ -218,12 +226,12 @@ def test_bound_with_givens_equals_enumeration():
     free = [0, 2, 3]
     with torch.no_grad():
         for m in range(1, 4):
-            for hidden in itertools.combinations(free, m):
+            for masked in itertools.combinations(free, m):
                 noisy = x.clone()
-                noisy[0, [1 + c for c in hidden]] = TASK.MASK
+                noisy[0, [1 + c for c in masked]] = TASK.MASK
                 logp = model(noisy, torch.arange(5)).log_softmax(dim=2)
                 logp = logp.gather(2, x[:, :, None].clamp(max=1))[0, 1:, 0]
-                exact += -logp[list(hidden)].mean().item() / (3 * math.comb(3, m))
+                exact += -logp[list(masked)].mean().item() / (3 * math.comb(3, m))
         many = x.expand(99, 5), given.expand(99, 4)
         values = torch.stack([loss_of("mdm", model, many[0], gen(s), given=many[1])
                               for s in range(200)])
@@ -238,12 +246,12 @@ def test_bound_is_tight_for_the_true_conditionals():
     for index in (0, 5, 14):
         x, total = support[index], 0.0
         for m in range(1, 5):
-            for hidden in itertools.combinations(range(4), m):
+            for masked in itertools.combinations(range(4), m):
                 noisy = x.clone()
-                noisy[list(hidden)] = TASK.MASK
+                noisy[list(masked)] = TASK.MASK
                 logp = model(noisy[None], torch.arange(1, 5)).log_softmax(dim=2)[0]
                 logp = logp.gather(1, x[:, None])[:, 0]
-                total += -logp[list(hidden)].mean() / (4 * math.comb(4, m))
+                total += -logp[list(masked)].mean() / (4 * math.comb(4, m))
         true = -(weights[index] / weights.sum()).log().item() / 4
         assert total.item() == pytest.approx(true, rel=1e-5)
 
@@ -251,7 +259,7 @@ def test_bound_is_tight_for_the_true_conditionals():
 def test_prompt_is_never_masked_and_never_scored():
     """The loss does not look at the prompt's logits, and the model always gets the whole prompt."""
     class Spy:
-        def __call__(self, tokens, positions, rank=None):
+        def __call__(self, tokens, positions, rank=None, read_every=0):
             assert (tokens[:, 0] == TASK.BOS).all()
             logits = torch.zeros(*tokens.shape, TASK.K)
             logits[:, 0] = math.nan
@@ -276,9 +284,9 @@ def test_mtp_window_is_what_decoding_sees(window):
     """
     W = min(4, int(window)) if window != "all" else 4
     model, x = random_model(TASK), toy_batch(32)
-    turn = diffusion.draw_turns(32, 4, gen(7), "cpu", left_to_right=True)
+    level = draw_levels(32, 4, gen(7), left_to_right=True)
     expected = []
-    for row, t in zip(x, turn):
+    for row, t in zip(x, level):
         cut = 1 + int((t <= 0).sum())  # position of the first unknown cell
         end = min(cut + W, 5)
         tokens = torch.cat([row[:cut], torch.full((end - cut,), TASK.MASK)])

@@ -4,7 +4,7 @@
 
 The matrices are written out by hand, a character for each pair: row q, column k, `x` where q may
 look at k. Tokens: three of the prompt (p), two known cells (k), four unknown ones (1..4 in their
-turn).
+level).
 """
 import math
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from model import CAUSAL, visible
 from plumbing.checkpoint import build_model
 
 T = 9
-TURN = torch.tensor([[3, -1, 1, 0, 4, 2]])  # diffusion: unknown cells in a mixed order
+LEVEL = torch.tensor([[3, -1, 1, 0, 4, 2]])  # diffusion: unknown cells in a mixed order
 SUFFIX = torch.tensor([[-1, 0, 1, 2, 3, 4]])  # mtp: unknown cells are the last ones, W = 2
 
 MATRICES = {
@@ -84,8 +84,8 @@ def by_hand(name):
 
 def ranks_of(name):
     """The training-time ranking of the T tokens, from the objective's own function."""
-    rank = {"mdm": torch.zeros_like(TURN), "sidm": diffusion.independent(TURN),
-            "scdm": diffusion.semi_causal(TURN), "mtp": mtp.window_sees_itself(SUFFIX, 2),
+    rank = {"mdm": torch.zeros_like(LEVEL), "sidm": diffusion.independent(LEVEL),
+            "scdm": diffusion.semi_causal(LEVEL), "mtp": mtp.window_sees_itself(SUFFIX, 2),
             "ar": torch.arange(4, 10).unsqueeze(0)}[name]
     prompt = torch.zeros(1, 3, dtype=rank.dtype)
     if name == "ar":
@@ -107,7 +107,7 @@ def test_rule_is_the_table(name):
 
 def test_fast_ways_stand_for_those_ranks():
     """What an objective returns in place of a tensor: None is all 0, CAUSAL is 1, 2, 3, ..."""
-    assert diffusion.joint(TURN) is None and mtp.causal(SUFFIX) is CAUSAL
+    assert diffusion.joint(LEVEL) is None and mtp.causal(SUFFIX) is CAUSAL
     assert mtp.window_sees_itself(SUFFIX) is None and mtp.window_sees_itself(SUFFIX, 6) is None
     assert mtp.window_sees_itself(SUFFIX, torch.tensor(6)).eq(0).all()
 
@@ -220,8 +220,6 @@ def test_qk_norm_is_cached_and_built_by_the_config(model):
         block.attn.qk_norm = True
     full, cache = model(tokens, positions, CAUSAL), model.new_cache()
     assert (full - before).abs().max() > 0.1
-    model.blocks[0].relu_squared = True
-    full = model(tokens, positions, CAUSAL)
     pieces = [model(tokens[:, i:i + 1], positions[i:i + 1], CAUSAL, cache=cache) for i in range(T)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), full)
     task = SimpleNamespace(V=12, K=12, S=12)
@@ -230,17 +228,25 @@ def test_qk_norm_is_cached_and_built_by_the_config(model):
         assert [block.attn.qk_norm for block in built.blocks] == 4 * [asked]
 
 
-@pytest.mark.parametrize("relu_squared", (False, True))
-def test_feed_forward_is_the_formula(relu_squared):
-    """x + down(f(up(x / rms(x)))) with the f that the config names, in every block."""
-    model = build_model(Config(relu_squared=relu_squared), SimpleNamespace(V=12, K=12, S=12))
+def test_a_filled_cache_takes_one_causal_token_at_a_time():
+    """CAUSAL with two new tokens behind cached ones would let the first see too little."""
+    model = random_model(ToyTask())
+    cache = model.new_cache()
+    model(torch.zeros(1, 2).long(), torch.arange(2), CAUSAL, cache=cache)
+    with pytest.raises(ValueError, match="one new token at a time"):
+        model(torch.zeros(1, 2).long(), torch.arange(2, 4), CAUSAL, cache=cache)
+    assert model(torch.zeros(1, 1).long(), torch.arange(2, 3), CAUSAL, cache=cache).shape[1] == 1
+
+
+def test_feed_forward_is_the_formula():
+    """x + down(GELU(up(x / rms(x)))), in every block."""
+    model = build_model(Config(), SimpleNamespace(V=12, K=12, S=12))
     model.init_weights(torch.Generator().manual_seed(0), 0.5)
     x = torch.randn(2, T, 128, generator=torch.Generator().manual_seed(1))
     for block in model.blocks:
         torch.nn.init.normal_(block.down.weight, std=0.1)
         hidden = block.up(x / (x.square().mean(dim=2, keepdim=True) + 2 ** -23).sqrt())
-        active = (hidden * (hidden > 0) * hidden if relu_squared
-                  else hidden / 2 * (1 + (hidden / 2 ** 0.5).erf()))
+        active = hidden / 2 * (1 + (hidden / 2 ** 0.5).erf())
         torch.testing.assert_close(block.feed_forward(x), block.down(active))
 
 

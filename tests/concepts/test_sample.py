@@ -1,4 +1,4 @@
-"""The samplers: oracles solve with each, exact distributions, costs, samples that start anywhere.
+"""The samplers: oracles, exact distributions, costs, samples that start anywhere.
 
     P prompt   A answer cells   c candidates   n latents   k tokens per step   W window
 """
@@ -12,27 +12,27 @@ from conftest import (LINE, Oracle, TrueConditionals, empty, keys_for, random_mo
 from data import make_task
 from metrics import wilson
 from model import CAUSAL
-from objectives import Dials, make_dials
-from plumbing.cli import ALL
-from plumbing.randomness import sample_keys, uniform
-from sample import decode, decode_next_token, draw, evaluate
+from noise import sample_keys, sample_symbols, uniform
+from objectives import ALL, SamplingParams, make_sampling_params
+from sample import decode, decode_next_token, evaluate
 
 FAMILY = ("mdm", "sidm", "scdm", "mtp")
 CPU = torch.device("cpu")
 
 
-def dials_for(objective):
+def settings_for(objective):
     """Every order, number of candidates, latents and tokens per step that the objective takes."""
     if objective == "mtp":
         windows = ((1, 1), (3, 1), (3, 2), (ALL, 1), (ALL, 5))
-        return [Dials("left_to_right", k, W - k, k, 0.0) for W, k in windows]
-    dials = []
+        return [SamplingParams("left_to_right", k, W - k, k, 0.0) for W, k in windows]
+    settings = []
     for n in {"mdm": (ALL,), "sidm": (0,), "scdm": (0, 1, 5, ALL)}[objective]:
         for k in (1, 3):
-            dials += [Dials("confidence", max(k, c), n, k, 0.0) for c in (1, 4, ALL)]
-            dials += [Dials(order, 4, n, k, 0.0) for order in ("margin", "entropy")]
-            dials += [Dials(order, k, n, k, 0.0) for order in ("random", "left_to_right")]
-    return dials
+            settings += [SamplingParams("confidence", max(k, c), n, k, 0.0) for c in (1, 4, ALL)]
+            settings += [SamplingParams(order, 4, n, k, 0.0) for order in ("margin", "entropy")]
+            settings += [SamplingParams(order, k, n, k, 0.0)
+                         for order in ("random", "left_to_right")]
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def small_task(data_dir):
     return make_task(task_config("sudoku", board_size=4, data_dir=data_dir))
 
 
-def cost(u, P, A, dials):
+def cost(u, P, A, sampling):
     """The formula of the README: passes, and pairs summed over passes, to find u cells of A."""
-    k, pairs, passes = dials.tokens_per_step, 0, 0
+    k, pairs, passes = sampling.tokens_per_step, 0, 0
     while u > 0:
-        c = min(max(k, dials.candidates), u)
-        pairs += P + (A - u) + c + max(0, min(dials.latents, u - c))
+        c = min(max(k, sampling.candidates), u)
+        pairs += P + (A - u) + c + max(0, min(sampling.latents, u - c))
         passes, u = passes + 1, u - k
     return passes, pairs
 
@@ -61,29 +61,30 @@ def cost(u, P, A, dials):
 @pytest.mark.parametrize("layout", ["inplace", "prompt"])
 @pytest.mark.parametrize("objective", FAMILY)
 def test_oracle_solves_with_every_sampler(objective, layout, data_dir):
-    """A model that knows the solutions solves 9x9 puzzles at every dial, with unequal givens.
+    """A model that knows the solutions solves 9x9 puzzles at all settings, with unequal givens.
 
-    What is given never changes, a step commits k cells, committed cells stay, costs are the
-    formula.
+    What is given never changes, a pass commits k cells of the samples that take part, committed
+    cells stay, costs are the formula.
     """
     task = make_task(task_config("sudoku", board_size=9, data_dir=data_dir, layout=layout))
     start, answers = task.test_set(3)
     unknown = (start[:, task.P:] == task.MASK).sum(dim=1).tolist()
     assert layout == "prompt" or len(set(unknown)) > 1
     oracle = Oracle(task, start, answers)
-    for dials in dials_for(objective):
+    for sampling in settings_for(objective):
         history = []
-        tokens, stats = decode(oracle, task, objective, start, dials, keys_for(start), history)
-        assert torch.equal(tokens[:, task.P:], answers), dials
+        tokens, stats = decode(oracle, task, objective, start, sampling, keys_for(start), history)
+        assert torch.equal(tokens[:, task.P:], answers), sampling
         assert task.check(start, tokens[:, task.P:]).all()
-        expected = [cost(u, task.P, 81, dials) for u in unknown]
+        expected = [cost(u, task.P, 81, sampling) for u in unknown]
         assert list(zip(stats["nfe"].tolist(), stats["tokens"].tolist())) == expected
-        before = start
-        for step, now in enumerate((record.tokens for record in history), 1):
-            was_known = before != task.MASK
+        before, left = start, list(unknown)
+        for record in history:
+            now, was_known = record["tokens"], before != task.MASK
             assert torch.equal(now[was_known], before[was_known])
-            left = (now == task.MASK).sum(dim=1).tolist()
-            assert left == [max(0, u - step * dials.tokens_per_step) for u in unknown]
+            for row in record["rows"].tolist():
+                left[row] -= min(sampling.tokens_per_step, left[row])
+            assert (now == task.MASK).sum(dim=1).tolist() == left
             before = now
 
 
@@ -98,7 +99,7 @@ def test_costs_of_the_readme():
     def tokens_of(P, n):
         Task.P, Task.S = P, P + 81
         start = torch.full((1, P + 81), Task.MASK)
-        return decode(blind, Task, "scdm", start, Dials("random", 1, n, 1, 0.0),
+        return decode(blind, Task, "scdm", start, SamplingParams("random", 1, n, 1, 0.0),
                       keys_for(start))[1]["tokens"].item()
     costs = [tokens_of(1, 0), tokens_of(1, ALL), tokens_of(81, 0), tokens_of(81, ALL)]
     assert costs == [3402, 6642, 9882, 13122]
@@ -112,8 +113,8 @@ def test_oracle_solves_autoregressively(data_dir):
                                           keys_for(start), use_cache)
         assert torch.equal(tokens[:, 81:], answers)
         assert stats["nfe"].tolist() == [81, 81]
-        fed = 81 + 81 - 1 if use_cache else sum(81 + i for i in range(81))
-        assert stats["tokens"].tolist() == [fed, fed]
+        pairs = 81 + 81 - 1 if use_cache else sum(81 + i for i in range(81))
+        assert stats["tokens"].tolist() == [pairs, pairs]
 
 
 def test_ar_cache_changes_cost_and_nothing_else():
@@ -139,7 +140,7 @@ def test_true_conditionals_sample_uniformly(boards4):
     task, N = make_task(task_config()), 2880
     start = empty(task, N)
     tokens, _ = decode(TrueConditionals(task, boards4), task, "mdm", start,
-                       Dials("random", 1, ALL, 1, 1.0), keys_for(start))
+                       SamplingParams("random", 1, ALL, 1, 1.0), keys_for(start))
     powers = 4 ** torch.arange(16)
     code, drawn = (boards4 * powers).sum(dim=1), (tokens[:, 1:] * powers).sum(dim=1)
     counts = (drawn[:, None] == code[None]).sum(dim=0)
@@ -162,12 +163,12 @@ def test_true_conditionals_are_always_valid(objective, boards4):
     start = empty(task, 4)
     start[1, 1:9] = boards4[7][:8]
     start[2, 16] = boards4[99][15]
-    for dials in dials_for(objective):
-        if dials.tokens_per_step == 1:
-            dials.temperature = 1.0
-            tokens, _ = decode(TrueConditionals(task, boards4), task, objective, start, dials,
+    for sampling in settings_for(objective):
+        if sampling.tokens_per_step == 1:
+            sampling.temperature = 1.0
+            tokens, _ = decode(TrueConditionals(task, boards4), task, objective, start, sampling,
                                keys_for(start))
-            assert task.check(start, tokens[:, 1:]).all(), dials
+            assert task.check(start, tokens[:, 1:]).all(), sampling
 
 
 # -- who is decoded, who is present --
@@ -185,8 +186,9 @@ def test_orders_pick_the_cell_they_name(order, expected):
     def model(tokens, positions, rank=None):
         return probs.log()[(positions - 1).clamp(min=0)].expand(*tokens.shape, 4)
     history, start = [], torch.tensor([[0, 5, 5, 5, 5]])
-    decode(model, Task, "mdm", start, Dials(order, ALL, ALL, 1, 0.0), keys_for(start), history)
-    assert (history[0].tokens[0, 1:] != Task.MASK).nonzero().item() == expected
+    sampling = SamplingParams(order, ALL, ALL, 1, 0.0)
+    decode(model, Task, "mdm", start, sampling, keys_for(start), history)
+    assert (history[0]["tokens"][0, 1:] != Task.MASK).nonzero().item() == expected
 
 
 class Spy:
@@ -204,7 +206,7 @@ def test_latents_are_redrawn_each_step():
     """scdm with n = 2 on 16 cells: latents differ from step to step, none is the decoded cell."""
     task, spy = make_task(task_config()), Spy(4)
     start = empty(task, 1)
-    decode(spy, task, "scdm", start, Dials("left_to_right", 1, 2, 1, 0.0), keys_for(start))
+    decode(spy, task, "scdm", start, SamplingParams("left_to_right", 1, 2, 1, 0.0), keys_for(start))
     # latents, then the candidate
     seen = [positions[0, rank.view(-1) > 0].tolist() for _, positions, rank in spy.calls]
     assert [s[-1] for s in seen] == list(range(1, 17))  # left to right
@@ -218,7 +220,7 @@ def test_ranks_of_a_step_by_hand():
     task, spy = make_task(task_config()), Spy(4)
     start = empty(task, 1)
     start[0, 5] = 2
-    decode(spy, task, "scdm", start, Dials("confidence", 2, 2, 1, 0.0), keys_for(start))
+    decode(spy, task, "scdm", start, SamplingParams("confidence", 2, 2, 1, 0.0), keys_for(start))
     tokens, positions, rank = spy.calls[0]
     assert rank.tolist() == [[0, 0, 1, 2, 3, 3]] and positions[0, :2].tolist() == [0, 5]
     assert tokens[0].tolist() == [task.BOS, 2] + [task.MASK] * 4
@@ -229,7 +231,7 @@ def test_mtp_window_stands_right_behind():
     task, spy = make_task(task_config()), Spy(4)
     start = empty(task, 1)
     start[0, [2, 3]] = 1
-    decode(spy, task, "mtp", start, Dials("left_to_right", 1, 2, 1, 0.0), keys_for(start))
+    decode(spy, task, "mtp", start, SamplingParams("left_to_right", 1, 2, 1, 0.0), keys_for(start))
     first, second = (sorted(positions[0].tolist()) for _, positions, _ in spy.calls[:2])
     assert first == [0, 1, 2, 3, 4, 5] and second == [0, 1, 2, 3, 4, 5, 6]
     assert spy.calls[0][2] is None
@@ -238,29 +240,28 @@ def test_mtp_window_stands_right_behind():
 def test_sidm_is_scdm_at_zero_latents():
     task = make_task(task_config())
     model, start = random_model(task), empty(task, 4)
-    for dials in dials_for("sidm"):
-        a, b = (decode(model, task, o, start, dials, keys_for(start, 5)) for o in ("sidm", "scdm"))
+    for sampling in settings_for("sidm"):
+        a, b = (decode(model, task, objective, start, sampling, keys_for(start, 5))
+                for objective in ("sidm", "scdm"))
         assert torch.equal(a[0], b[0]) and torch.equal(a[1]["tokens"], b[1]["tokens"])
 
 
 # -- samples that start anywhere --
 
 
-def reference_decode(model, task, objective, start, dials, keys):
-    """The loop as it was when all samples had equally many known cells: no seats, no padding."""
+def reference_decode(model, task, objective, start, sampling, keys):
+    """The loop written for samples with equally many known cells, in other words."""
     B, P, A = len(start), task.P, task.A
     tokens, i = start.clone(), int((start[0, task.P:] != task.MASK).sum())
-    for step in range(A):
-        if i >= A:
-            break
-        k = min(dials.tokens_per_step, A - i)
-        c = min(max(k, dials.candidates), A - i)
-        n = min(dials.latents, A - i - c)
+    while i < A:
+        k = min(sampling.tokens_per_step, A - i)
+        c = min(max(k, sampling.candidates), A - i)
+        n = min(sampling.latents, A - i - c)
         known = tokens[:, P:] != task.MASK
-        line = uniform(keys, 2 * step, A)
+        line = uniform(keys, 2 * (A - i), A)
         if objective == "mtp":
             line = torch.arange(A, dtype=torch.float).repeat(B, 1)
-        if dials.order == "left_to_right":
+        if sampling.order == "left_to_right":
             for b in range(B):
                 first = (~known[b]).nonzero().flatten()[:c]
                 line[b, first] = torch.arange(c) - float(c)
@@ -276,12 +277,12 @@ def reference_decode(model, task, objective, start, dials, keys):
         if c > k:
             top = probs.topk(2, dim=-1).values
             score = {"confidence": top[..., 0], "margin": top[..., 0] - top[..., 1],
-                     "entropy": torch.special.xlogy(probs, probs).sum(dim=-1)}[dials.order]
+                     "entropy": torch.special.xlogy(probs, probs).sum(dim=-1)}[sampling.order]
             pick = score.topk(k, dim=1).indices
         symbols = logits.argmax(dim=-1)
-        if dials.temperature:
-            noise = uniform(keys, 2 * step + 1, c, task.K).flip(1)
-            probs = (logits / dials.temperature).softmax(dim=-1)
+        if sampling.temperature:
+            noise = uniform(keys, 2 * (A - i) + 1, c, task.K)
+            probs = (logits / sampling.temperature).softmax(dim=-1)
             symbols = (probs / -noise.log()).argmax(dim=-1)
         tokens = tokens.scatter(1, cells[:, :c].gather(1, pick), symbols.gather(1, pick))
         i += k
@@ -298,11 +299,11 @@ def test_equal_counts_are_bit_equal_to_the_plain_loop(objective, temperature):
     for b in range(5):
         same[b, 1 + torch.randperm(16, generator=torch.Generator().manual_seed(b))[:6]] = b % 4
     for start in (empty(task, 5), same):
-        for dials in dials_for(objective):
-            dials.temperature = temperature
-            tokens, _ = decode(model, task, objective, start, dials, keys_for(start))
-            expected = reference_decode(model, task, objective, start, dials, keys_for(start))
-            assert torch.equal(tokens, expected), dials
+        for sampling in settings_for(objective):
+            sampling.temperature = temperature
+            tokens, _ = decode(model, task, objective, start, sampling, keys_for(start))
+            expected = reference_decode(model, task, objective, start, sampling, keys_for(start))
+            assert torch.equal(tokens, expected), sampling
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -316,13 +317,13 @@ def test_ragged_is_one_by_one(objective, temperature, small_task):
         given = torch.randperm(16, generator=g)[:16 - unknown]
         start[b, 1 + given] = answers[b, given]
     keys = keys_for(start)
-    for dials in dials_for(objective):
-        dials.temperature = temperature
-        together, stats = decode(model, task, objective, start, dials, keys)
+    for sampling in settings_for(objective):
+        sampling.temperature = temperature
+        together, stats = decode(model, task, objective, start, sampling, keys)
         for b in range(6):
-            alone, one = decode(model, task, objective, start[b:b + 1], dials, keys[b:b + 1])
-            assert torch.equal(together[b], alone[0]), (dials, b)
-            assert all(torch.allclose(stats[name][b], one[name][0]) for name in one), (dials, b)
+            alone, one = decode(model, task, objective, start[b:b + 1], sampling, keys[b:b + 1])
+            assert torch.equal(together[b], alone[0]), (sampling, b)
+            assert all(torch.allclose(stats[name][b], one[name][0]) for name in one), (sampling, b)
 
 
 def test_a_full_puzzle_is_done(small_task):
@@ -330,7 +331,7 @@ def test_a_full_puzzle_is_done(small_task):
     _, answers = small_task.test_set(2)
     start = torch.cat([torch.full((2, 1), small_task.BOS), answers], dim=1)
     history = []
-    tokens, stats = decode(None, small_task, "mdm", start, dials_for("mdm")[0], keys_for(start),
+    tokens, stats = decode(None, small_task, "mdm", start, settings_for("mdm")[0], keys_for(start),
                            history)
     assert torch.equal(tokens, start) and not history
     assert stats["nfe"].tolist() == stats["tokens"].tolist() == [0, 0]
@@ -345,20 +346,21 @@ def test_seeds_and_temperature():
     task = make_task(task_config())
     model, start = random_model(task), empty(task, 4)
 
-    def sampled(seed, t, order="random"):
-        dials = Dials(order, 1, 3, 1, t)
-        return decode(model, task, "scdm", start, dials, keys_for(start, seed))[0]
-    assert torch.equal(sampled(1, 1.0), sampled(1, 1.0))
-    assert not torch.equal(sampled(1, 1.0), sampled(2, 1.0))
+    def at(seed, t, order="random"):
+        sampling = SamplingParams(order, 1, 3, 1, t)
+        return decode(model, task, "scdm", start, sampling, keys_for(start, seed))[0]
+    assert torch.equal(at(1, 1.0), at(1, 1.0))
+    assert not torch.equal(at(1, 1.0), at(2, 1.0))
 
     def greedy(seed):
-        dials = Dials("confidence", ALL, ALL, 1, 0.0)
-        return decode(model, task, "mdm", start, dials, keys_for(start, seed))[0]
+        sampling = SamplingParams("confidence", ALL, ALL, 1, 0.0)
+        return decode(model, task, "mdm", start, sampling, keys_for(start, seed))[0]
     assert torch.equal(greedy(1), greedy(2))
     logits = torch.tensor([2.0, 0.0, 1.0])
     keys = sample_keys(0, torch.zeros(20000, 1, dtype=torch.long), copies_differ=True)
-    share = draw(logits.expand(20000, 3), 0.5, uniform(keys, 0, 3)).bincount(minlength=3) / 20000
-    assert (share - (logits / 0.5).softmax(dim=0)).abs().max() < 0.018  # 5 standard errors
+    sampled = sample_symbols(logits.expand(20000, 3), 0.5, uniform(keys, 0, 3))
+    rate = sampled.bincount(minlength=3) / 20000
+    assert (rate - (logits / 0.5).softmax(dim=0)).abs().max() < 0.018  # 5 standard errors
 
 
 def test_noise_is_uniform_and_independent():
@@ -377,10 +379,11 @@ def test_neighbours_in_a_file_do_not_matter(objective, puzzle_task):
     """The same puzzles reversed, and among others: the same answers. Copies agree at T = 0."""
     model = random_model(puzzle_task)
     start, answers = puzzle_task.test_set(12)
-    dials = make_dials(objective, puzzle_task, tokens_per_step=9)
+    sampling = make_sampling_params(objective, puzzle_task, tokens_per_step=9)
 
     def answers_to(start):
-        return evaluate(model, puzzle_task, objective, dials, start, None, 0, CPU, nullcontext())[1]
+        return evaluate(model, puzzle_task, objective, sampling, start, None, 0, CPU,
+                        nullcontext())[1]
     forward, backward = answers_to(start), answers_to(start.flip(0)).flip(0)
     assert torch.equal(forward, backward)
     assert torch.equal(answers_to(start[3:5]), forward[3:5])
@@ -391,11 +394,12 @@ def test_copies_differ_where_they_should():
     """Generation, and several answers to one puzzle at T = 1: equal starts, independent draws."""
     task = make_task(task_config())
     model, start = random_model(task), empty(task, 30)
-    dials = make_dials("scdm", task)
-    metrics, answers, _ = evaluate(model, task, "scdm", dials, start, None, 0, CPU, nullcontext())
+    sampling = make_sampling_params("scdm", task)
+    metrics, answers, _ = evaluate(model, task, "scdm", sampling, start, None, 0, CPU,
+                                   nullcontext())
     assert metrics["distinct"] == len(answers.unique(dim=0)) > 25
     start[:, 1] = 2
-    answers = evaluate(model, task, "scdm", dials, start, None, 0, CPU, nullcontext())[1]
+    answers = evaluate(model, task, "scdm", sampling, start, None, 0, CPU, nullcontext())[1]
     assert len(answers.unique(dim=0)) > 25 and (answers[:, 0] == 2).all()
 
 
@@ -406,8 +410,8 @@ def test_evaluation_never_sees_an_answer():
     """decode() gets starts alone: the references only meet the finished answers."""
     task = make_task(task_config("star"))
     start, answers = task.test_set(20)
-    model, dials = random_model(task), make_dials("mtp", task)
-    a, b = (evaluate(model, task, "mtp", dials, start, r, 0, CPU, nullcontext())
+    model, sampling = random_model(task), make_sampling_params("mtp", task)
+    a, b = (evaluate(model, task, "mtp", sampling, start, r, 0, CPU, nullcontext())
             for r in (answers, (answers + 1) % task.K))
     assert torch.equal(a[1], b[1]) and a[0]["solved"] == b[0]["solved"]
 
@@ -425,8 +429,8 @@ def test_scores_count_what_they_say(puzzle_task):
     class Fixed(Oracle):
         pass
     model = Fixed(puzzle_task, start, wrong)
-    dials = make_dials("mdm", puzzle_task)
-    metrics, _, stats = evaluate(model, puzzle_task, "mdm", dials, start, references, 0, CPU,
+    sampling = make_sampling_params("mdm", puzzle_task)
+    metrics, _, stats = evaluate(model, puzzle_task, "mdm", sampling, start, references, 0, CPU,
                                  nullcontext())
     names = ("num", "solved", "references", "exact")
     assert [metrics[name] for name in names] == [3, 2, 2, 1]
@@ -443,8 +447,8 @@ def test_restarts_decode_again_what_breaks_the_rules(boards4, small_task):
     """
     task = make_task(task_config())
     model, start = TrueConditionals(task, boards4), empty(task, 200)
-    dials = Dials("random", 4, ALL, 4, 1.0)
-    runs = [evaluate(model, task, "mdm", dials, start, None, 0, CPU, nullcontext(), restarts=r)
+    sampling = SamplingParams("random", 4, ALL, 4, 1.0)
+    runs = [evaluate(model, task, "mdm", sampling, start, None, 0, CPU, nullcontext(), restarts=r)
             for r in (0, 1, 30)]
     once, twice, often = (metrics["solved"] for metrics, _, _ in runs)
     assert 0 < once < twice < often and often > 0.9 * 200

@@ -46,7 +46,7 @@ def parse(task, text):
 def test_symmetries_keep_validity_and_mix(N, data_dir):
     task = make_task(task_config(board_size=N, train_size=20, data_dir=data_dir))
     batch, given = task.train_batch(4000, gen(), "cpu")
-    assert given is None and (batch[:, 0] == task.BOS).all()
+    assert not given.any() and (batch[:, 0] == task.BOS).all()
     assert task.check(task.start(batch[:, :1]), batch[:, 1:]).all()
     different = len({tuple(b) for b in batch[:, 1:].tolist()})
     # 20 base boards reach every 4x4 board
@@ -60,7 +60,7 @@ def test_augmented_puzzles_stay_puzzles(puzzle_task):
     batch, given = puzzle_task.train_batch(30, gen(), "cpu")
     P, answer = puzzle_task.P, batch[:, puzzle_task.P:]
     if puzzle_task.in_prompt:
-        assert given is None
+        assert not given.any()
         start = puzzle_task.start(batch[:, :P])
     else:
         start = puzzle_task.start(batch[:, :P], answer.masked_fill(~given, puzzle_task.MASK))
@@ -75,7 +75,7 @@ def test_augmented_puzzles_stay_puzzles(puzzle_task):
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_share_of_minimal_puzzles(share, data_dir):
     """They get no extra givens: about 24; the others 20 to 34 of them, evenly."""
-    task = make_task(task_config("sudoku", board_size=9, data_dir=data_dir, minimal_share=share))
+    task = make_task(task_config("sudoku", board_size=9, data_dir=data_dir, minimal_fraction=share))
     _, given = task.train_batch(2000, gen(), "cpu")
     mean = given.sum(dim=1).float().mean()
     assert 23.5 < mean < 25 if share else 27 < mean < 29
@@ -112,7 +112,7 @@ def test_held_out_boards_are_not_the_training_ones(data_dir):
     task = make_task(task_config(board_size=9, train_size=50, data_dir=data_dir))
     tokens, given = task.held_out(20)
     own = {tuple(b) for b in generate(9, False, 0, 50)["boards"].tolist()}
-    assert given is None and not own & {tuple(b) for b in tokens[:, 1:].tolist()}
+    assert not given.any() and not own & {tuple(b) for b in tokens[:, 1:].tolist()}
     task = make_task(task_config("sudoku", board_size=9, data_dir=data_dir))
     tokens, given = task.held_out(5)
     start, answers = task.test_set(5)
@@ -229,7 +229,7 @@ def test_checker_and_mistakes_agree_on_paths(name):
 def test_fixed_pool_of_graphs():
     task = make_task(task_config("planning", train_size=7))
     batch, given = task.train_batch(200, gen(), "cpu")
-    assert given is None and len({tuple(r) for r in batch.tolist()}) == 7
+    assert not given.any() and len({tuple(r) for r in batch.tolist()}) == 7
     assert task.check(task.start(batch[:, :task.P]), batch[:, task.P:]).all()
 
 

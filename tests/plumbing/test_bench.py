@@ -43,7 +43,7 @@ def test_the_random_task_is_a_task():
     task = bench.RandomTask(10)
     tokens, given = task.train_batch(3, torch.Generator().manual_seed(0), "cpu")
     start = task.start(tokens[:, :task.P])
-    assert tokens.shape == start.shape == (3, 10) and given is None
+    assert tokens.shape == start.shape == (3, 10) and not given.any()
     assert (tokens[:, 0] == task.BOS).all() and (tokens[:, 1:] < task.K).all()
     assert (start[:, 1:] == task.MASK).all() and max(task.MASK, task.BOS) < task.V
     assert Task.blanks(task, start).all()
@@ -64,13 +64,13 @@ def test_bench_of_two_processes(data_dir):
     fields = dict(width=16, depth=1, heads=2, batch_size=8, data_dir=data_dir, device="cpu")
     config = configuration.Config(
         **{**configuration.PRESETS["sudoku4"], **fields, "objective": "scdm"})
-    one, two = bench.time_processes(config, 2, steps=16)
-    assert (one["processes"], two["processes"]) == (1, 2) and one["throughput_ratio"] == 1
+    one, two = bench.time_world_sizes(config, 2, steps=16)
+    assert (one["world_size"], two["world_size"]) == (1, 2) and one["throughput_ratio"] == 1
     assert two["throughput_ratio"] == pytest.approx(one["ms_per_step"] / two["ms_per_step"])
     curves = [[v for k, v in row.items() if k.startswith("loss at")] for row in (one, two)]
     assert len(curves[0]) == 4 and curves[0] == pytest.approx(curves[1], abs=2e-5)
     with pytest.raises(BadInput, match="with 2 processes failed.*not a multiple"):
-        bench.time_processes(replace(config, batch_size=9), 2, steps=8)
+        bench.time_world_sizes(replace(config, batch_size=9), 2, steps=8)
 
 
 def test_bench_knows_its_kernels():
@@ -96,25 +96,21 @@ def test_bench_report_as_tables(tiny_preset, tmp_path, capsys):
     report = json.loads(file.read_text())
     assert report == json.loads(capsys.readouterr().out) == read_bench(file)
     text = bench_markdown(report)
-    assert text.count("| scdm |") == 1 and "| muon |" in text and text.count("\n| mdm |") == 5
-    assert text.count("| ReLU^2 |") == 2
+    assert text.count("| scdm |") == 1 and "| muon |" in text and text.count("\n| mdm |") == 3
     assert list(file.parent.iterdir()) == [file]  # nothing is left beside it
 
 
 def test_the_model_may_have_another_size():
-    """Heads of 128, twice the batch and ReLU^2 are measured apart and together, where heads fit."""
+    """Heads of 128 and twice the batch are measured apart and together, where heads fit."""
     args = bench.parse_args(["--preset", "sudoku9", "--width", "512", "--depth", "6"])
     config = bench.chosen_config(args, torch.device("cpu"))
     assert (config.width, config.depth, config.heads) == (512, 6, 8)
-    kinds = [(c.heads, c.batch_size, c.relu_squared)
-             for c in bench.training_kinds(config, torch.device("cpu"))]
-    assert {(8, 512, False), (8, 1024, False), (4, 512, False), (4, 1024, False),
-            (8, 512, True), (4, 1024, True)} == set(kinds)
+    kinds = {(c.heads, c.batch_size) for c in bench.training_kinds(config, torch.device("cpu"))}
+    assert kinds == {(8, 512), (8, 1024), (4, 512), (4, 1024)}
     narrow = bench.chosen_config(bench.parse_args(["--width", "96"]), torch.device("cpu"))
     kinds = bench.training_kinds(narrow, torch.device("cpu"))
     assert {c.heads for c in kinds} == {narrow.heads}
-    assert {narrow.batch_size, 2 * narrow.batch_size} == {c.batch_size for c in kinds
-                                                          if c.relu_squared}
+    assert {narrow.batch_size, 2 * narrow.batch_size} == {c.batch_size for c in kinds}
 
 
 @pytest.mark.parametrize("argv, words", [

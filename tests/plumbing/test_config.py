@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 import config as configuration
-from config import BEFORE, CACHE, PRESETS, Config, from_checkpoint
+from config import CACHE, PRESETS, Config, from_checkpoint
 from data import make_task
 from plumbing.checkpoint import build_model
-from plumbing.cli import BadInput, Parser, run
-from train import main, parse_config
+from plumbing.cli import BadInput, Parser, add_config_flags, run
+from plumbing.show import parse_train_args
+from train import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,19 +38,19 @@ def test_help_shows_the_comments(capsys):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_legal_config(name, data_dir):
     """Each preset parses, and its task and model can be built."""
-    config, resume = parse_config(["--preset", name, "--data-dir", data_dir])
+    config, resume = parse_train_args("", ["--preset", name, "--data-dir", data_dir])
     assert not resume and all(getattr(config, k) == v for k, v in PRESETS[name].items())
     assert build_model(config, make_task(config)).num_params() > 1000
 
 
 def test_flags_before_preset_before_defaults():
-    config, _ = parse_config(["--preset", "sudoku4", "--width", "32", "--no-compile"])
+    config, _ = parse_train_args("", ["--preset", "sudoku4", "--width", "32", "--no-compile"])
     assert (config.width, config.depth, config.heads) == (32, 3, 4)
 
 
 def test_a_flag_has_the_type_of_its_field():
     parser = Parser("")
-    configuration.add_flags(parser)
+    add_config_flags(parser)
     assert vars(parser.parse_args([])) == {}
     for f in fields(Config):
         if f.type in (int, float):
@@ -72,12 +73,8 @@ def test_a_config_survives_its_dict():
     assert from_checkpoint(asdict(config), "F") == config
 
 
-def test_older_checkpoints_lack_fields():
-    """What those runs did is filled in; one that names no folder gets ours."""
-    saved = {k: v for k, v in asdict(Config()).items() if k not in BEFORE}
-    config = from_checkpoint({**saved, "data_dir": ""}, "F")
-    assert config.layout == "prompt" and config.accumulate == 1 and config.data_dir == CACHE
-    assert not config.qk_norm and config.deep_supervision == 0 and config.mask_rate_a == 1.0
+def test_a_checkpoint_that_names_no_folder_gets_ours():
+    assert from_checkpoint({**asdict(Config()), "data_dir": ""}, "F").data_dir == CACHE
 
 
 REFUSED = [  # field, value, what is said
@@ -105,7 +102,7 @@ REFUSED = [  # field, value, what is said
     ("a\x1bb", 1, r"has an unknown field a\x1bb"),
     ("depth", 256, "make a model of"),
     ("deep_supervision", -1, "--deep-supervision -1 is out of range; legal: 0 to 256"),
-    ("accumulate", 3, "--batch-size 256 is not a multiple of --accumulate 3"),
+    ("grad_accum_steps", 3, "--batch-size 256 is not a multiple of --grad-accum-steps 3"),
 ]
 
 
@@ -120,7 +117,7 @@ def test_a_config_that_train_never_wrote_is_refused(name, value, words):
 
 def test_a_config_that_lacks_a_field_is_refused():
     saved = asdict(Config())
-    for name in saved.keys() - BEFORE.keys():
+    for name in saved:
         part = {k: v for k, v in saved.items() if k != name}
         with pytest.raises(BadInput, match=f"its config lacks field {name}; it is damaged or of"):
             from_checkpoint(part, "F")

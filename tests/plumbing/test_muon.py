@@ -19,9 +19,10 @@ def test_batched_muon_is_torchs(weight_decay, monkeypatch):
     g = torch.Generator().manual_seed(0)
     shapes = [(24, 8), (24, 8), (8, 8), (8, 32), (8, 32), (32, 8)]
     first = [torch.randn(s, generator=g) for s in shapes]
-    settings = dict(lr=0.02, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    settings = dict(lr=torch.tensor(0.02), weight_decay=weight_decay)
     ours, theirs = ([torch.nn.Parameter(p.clone()) for p in first] for _ in range(2))
-    optimizers = BatchedMuon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    optimizers = (BatchedMuon(ours, **settings),
+                  torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw"))
     for _ in range(3):
         for a, b in zip(ours, theirs):
             a.grad = torch.randn(a.shape, generator=g)
@@ -84,7 +85,7 @@ def test_streams_fork_and_join(monkeypatch):
 def test_an_optimizer_can_be_copied():
     """A copy steps as the original does."""
     p = torch.nn.Parameter(torch.eye(4))
-    optimizer = BatchedMuon([p], lr=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizer = BatchedMuon([p], lr=torch.tensor(0.1), weight_decay=0.0)
     twin = copy.deepcopy(optimizer)
     (other,) = twin.param_groups[0]["params"]
     p.grad, other.grad = torch.ones(4, 4), torch.ones(4, 4)

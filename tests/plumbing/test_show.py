@@ -270,3 +270,22 @@ def test_the_interval_of_a_report(report):
 def test_a_bound_decodes_nothing(flags, capsys):
     assert run(sample.main, ["--ckpt", "none.pt", "--bound", *flags]) == 2
     assert f"--bound decodes nothing, so {flags[0]} has no meaning" in capsys.readouterr().err
+
+
+def test_a_restart_shows_the_board_that_it_ends_with(call):
+    """What is shown step by step is the last attempt, not the failed one before it."""
+    for seed in range(40):
+        flags = ("--latents", "0", "--seed", str(seed), "--temperature", "1.5")
+        failed = call("demo", *flags)[1]
+        if "mistakes:" in failed:
+            break
+    code, out, _ = call("demo", *flags, "--restarts", "60")
+    assert "\nvalid\n" in out and "solved 1/1" in out
+    board = out[out.index("step 36 of 36"):out.index("valid")]
+    assert out.count("step 36 of 36") == 1 and board not in failed
+
+
+def test_the_line_of_results_names_the_candidates(call):
+    assert "order confidence over 35 candidates, latents 1," in call(
+        "demo", "--order", "confidence", "--candidates", "35", "--latents", "1")[1]
+    assert "order random, latents all" in call("demo")[1]

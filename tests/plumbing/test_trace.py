@@ -17,9 +17,9 @@ from conftest import PUZZLE, keys_for, random_model, task_config
 from data import make_task
 from model import CAUSAL
 from mtp import next_token_ranks
-from objectives import OBJECTIVES, Dials, make_dials
+from objectives import OBJECTIVES, SamplingParams, make_sampling_params
 from plumbing.cli import ALL, BadInput, run
-from plumbing.trace import MOST, PLACE, Step, embed, to_text, trace
+from plumbing.trace import MOST, PLACE, embed, to_text, trace
 from sample import decode, decode_next_token, evaluate
 from viewer import make_live
 
@@ -29,14 +29,14 @@ NINE = ROOT / "results/sudoku9-cpu/mdm-seed0.pt"
 GRAPH = "1,2|2,3|1,4|4,5/1,3"
 
 
-def traced(task, objective, start, dials, model, references=None):
+def traced(task, objective, start, sampling, model, references=None):
     """Decode start (B, S) -> its trace as the page reads it, tokens (B, S), stats."""
     history = []
     if OBJECTIVES[objective].next_token:
-        tokens, stats = decode_next_token(model, task, objective, start, dials.temperature,
+        tokens, stats = decode_next_token(model, task, objective, start, sampling.temperature,
                                           keys_for(start), history=history)
     else:
-        tokens, stats = decode(model, task, objective, start, dials, keys_for(start), history)
+        tokens, stats = decode(model, task, objective, start, sampling, keys_for(start), history)
     answers = tokens[:, task.P:]
     stats["solved"] = task.check(start, answers)
     about = {"objective": objective, "seconds": 5.0}
@@ -77,15 +77,17 @@ def task_of(name, data_dir):
     return make_task(task_config(kind, layout=layout or "inplace", data_dir=data_dir))
 
 
-DIALS = {"mdm": [Dials("confidence", ALL, ALL, 1, 0.0), Dials("random", 2, ALL, 2, 1.0)],
-         "sidm": [Dials("random", 1, 0, 1, 1.0), Dials("margin", 4, 0, 2, 0.0)],
-         "scdm": [Dials("entropy", 3, n, k, 0.0) for n, k in ((0, 1), (2, 3), (ALL, 1))],
-         "mtp": [Dials("left_to_right", 1, 0, 1, 0.0), Dials("left_to_right", 2, 3, 2, 0.0)],
-         "ar": [Dials("left_to_right", 1, 0, 1, 1.0)]}
+SETTINGS = {"mdm": [SamplingParams("confidence", ALL, ALL, 1, 0.0),
+                    SamplingParams("random", 2, ALL, 2, 1.0)],
+         "sidm": [SamplingParams("random", 1, 0, 1, 1.0), SamplingParams("margin", 4, 0, 2, 0.0)],
+         "scdm": [SamplingParams("entropy", 3, n, k, 0.0) for n, k in ((0, 1), (2, 3), (ALL, 1))],
+         "mtp": [SamplingParams("left_to_right", 1, 0, 1, 0.0),
+                    SamplingParams("left_to_right", 2, 3, 2, 0.0)],
+         "ar": [SamplingParams("left_to_right", 1, 0, 1, 1.0)]}
 
 
 @pytest.mark.parametrize("name", ["sudoku-gen", "sudoku", "sudoku/prompt", "star", "planning"])
-@pytest.mark.parametrize("objective", DIALS)
+@pytest.mark.parametrize("objective", SETTINGS)
 def test_a_trace_is_what_decode_did(name, objective, data_dir):
     """Every step predicted again from what the trace says, then played to the end.
 
@@ -96,17 +98,17 @@ def test_a_trace_is_what_decode_did(name, objective, data_dir):
         pytest.skip("next token cannot see givens in place")
     task = task_of(name, data_dir)
     model, (start, references) = random_model(task), task.test_set(3)
-    for dials in DIALS[objective]:
-        found, tokens, stats = traced(task, objective, start, dials, model, references)
+    for sampling in SETTINGS[objective]:
+        found, tokens, stats = traced(task, objective, start, sampling, model, references)
         for b, one in enumerate(found["samples"]):
             now, known = start[b].clone(), (start[b] != task.MASK)
             for step in one["steps"]:
                 check_step(model, task, objective, now, step)
                 u, c = int((now == task.MASK).sum()), step["who"].count("c")
-                assert len(step["set"]) == min(u, dials.tokens_per_step) and not step["undone"]
+                assert len(step["set"]) == min(u, sampling.tokens_per_step) and not step["undone"]
                 if objective != "ar":
-                    assert c == min(u, max(dials.candidates, dials.tokens_per_step))
-                    assert step["who"].count("l") == min(dials.latents, u - c)
+                    assert c == min(u, max(sampling.candidates, sampling.tokens_per_step))
+                    assert step["who"].count("l") == min(sampling.latents, u - c)
                 for cell, symbol in step["set"]:
                     assert step["who"][task.P + cell] in "cn"
                     now[task.P + cell] = symbol
@@ -127,9 +129,9 @@ def test_decoding_is_the_same_with_and_without_a_history(data_dir):
     task = task_of("sudoku", data_dir)
     model, (start, _) = random_model(task), task.test_set(4)
     for objective in ("mdm", "scdm"):
-        for dials in DIALS[objective]:
-            with_it, stats = decode(model, task, objective, start, dials, keys_for(start), [])
-            without, same = decode(model, task, objective, start, dials, keys_for(start))
+        for sampling in SETTINGS[objective]:
+            with_it, stats = decode(model, task, objective, start, sampling, keys_for(start), [])
+            without, same = decode(model, task, objective, start, sampling, keys_for(start))
             assert torch.equal(with_it, without)
             assert all(torch.equal(stats[name], same[name]) for name in stats)
 
@@ -138,12 +140,12 @@ def test_what_a_path_needs_to_be_drawn(data_dir):
     task = task_of("star", data_dir)
     (puzzle, *_), = task.read("1,2|2,3|3,7|1,4|4,5|5,6/1,7", "here")[0]
     start = torch.tensor([puzzle])
-    found, *_ = traced(task, "mtp", start, DIALS["mtp"][0], random_model(task))
+    found, *_ = traced(task, "mtp", start, SETTINGS["mtp"][0], random_model(task))
     (one,) = found["samples"]
     assert one["edges"] == [[1, 2], [2, 3], [3, 7], [1, 4], [4, 5], [5, 6]]
     assert one["ends"] == [1, 7] and found["task"]["walk"] == [[0, 1], [1, 2], [2, 3]]
     planning = task_of("planning", data_dir)
-    found, *_ = traced(planning, "mdm", planning.test_set(1)[0], DIALS["mdm"][0],
+    found, *_ = traced(planning, "mdm", planning.test_set(1)[0], SETTINGS["mdm"][0],
                        random_model(planning))
     assert found["task"]["walk"] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
@@ -160,7 +162,8 @@ def test_a_decoder_that_undoes(data_dir):
     logits = torch.zeros(2, task.A, task.K)
     logits[1, 5, 2] = 100.0
     everywhere, answer = torch.arange(task.S)[None], torch.arange(P, task.S)[None]
-    history = [Step(t, everywhere, None, logits, cells=answer, passes=2) for t in (one, two, three)]
+    history = [{"tokens": t, "present": everywhere, "rank": None, "logits": logits, "cells": answer,
+                "passes": 2} for t in (one, two, three)]
     stats = {"nfe": torch.tensor([6, 6]), "tokens": torch.tensor([51, 51]),
              "solved": torch.tensor([False, False])}
     made = trace(task, start, None, history, three[:, P:], stats, {"seconds": None})
@@ -207,8 +210,8 @@ def test_sizes_with_a_prompt(data_dir):
     """A prompt of 81 tokens has ranks, too."""
     task = make_task(task_config("sudoku", board_size=9, layout="prompt", data_dir=data_dir))
     start = torch.tensor([[task.BLANK] * 81 + [task.MASK] * 81])
-    dials = make_dials("scdm", task, order="random")
-    found, *_ = traced(task, "scdm", start, dials, random_model(task))
+    sampling = make_sampling_params("scdm", task, order="random")
+    found, *_ = traced(task, "scdm", start, sampling, random_model(task))
     assert 100_000 < len(to_text(found)) <= 200_000
 
 
@@ -283,7 +286,7 @@ def test_the_next_token_ranks_of_a_prompt_that_sees_itself(data_dir, monkeypatch
     rule = dataclasses.replace(OBJECTIVES["ar"], ranks=diffusion.semi_causal)  # prompt 0, then 1, 2
     monkeypatch.setitem(objectives.OBJECTIVES, "ar", rule)
     model, start = random_model(task), task.test_set(2)[0]
-    found, tokens, _ = traced(task, "ar", start, DIALS["ar"][0], model)
+    found, tokens, _ = traced(task, "ar", start, SETTINGS["ar"][0], model)
     ranks = next_token_ranks(rule.ranks, task, torch.device("cpu")).tolist()
     now = start[0].clone()
     for i, step in enumerate(found["samples"][0]["steps"]):
@@ -297,7 +300,7 @@ def test_history_crosses_no_batch(data_dir):
     task = task_of("sudoku-gen", data_dir)
     start, history = task.test_set(MOST)[0], []
     from contextlib import nullcontext
-    evaluate(random_model(task), task, "mdm", DIALS["mdm"][0], start, None, 0,
+    evaluate(random_model(task), task, "mdm", SETTINGS["mdm"][0], start, None, 0,
              torch.device("cpu"), nullcontext(), history=history)
     assert len(history) == task.A and MOST < 320_000 // 162
 
@@ -310,11 +313,11 @@ def test_every_decoder_is_traced(name, data_dir):
     """
     task = task_of("sudoku", data_dir)
     model, (start, references) = random_model(task), task.test_set(4)
-    knobs = {k: knob.default for k, knob in decoders.DECODERS[name].knobs.items()}
+    params = decoders.DECODERS[name].settings()
     if name == "block":
-        knobs.update(size=4, later="absent")
-    dials, history = Dials("", 1, 0, 1, 0.0, decoder=name, knobs=knobs), []
-    tokens, stats = decoders.decode(model, task, "mdm", start, dials, keys_for(start), history)
+        params.update(size=4, later="absent")
+    sampling, history = SamplingParams("", 1, 0, 1, 0.0, name, params), []
+    tokens, stats = decoders.decode(model, task, "mdm", start, sampling, keys_for(start), history)
     answers = tokens[:, task.P:]
     stats["solved"] = task.check(start, answers)
     found = json.loads(to_text(trace(task, start, references, history, answers, stats,

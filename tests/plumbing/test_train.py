@@ -16,10 +16,12 @@ import config as configuration
 import data
 import sample
 import train
+from config import Config
 from conftest import LINE, PUZZLE, SOLUTION, TINY
 from objectives import OBJECTIVES
 from plumbing.checkpoint import COLUMNS
 from plumbing.cli import run
+from plumbing.show import parse_train_args
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--preset", "sudoku4", "--objective", "scdm", *TINY, "--max-steps", "20",
@@ -124,11 +126,11 @@ def test_the_held_out_loss_stands_in_the_log(uninterrupted):
 
 
 def test_schedule():
-    config = train.Config(max_steps=100, warmup_steps=10, decay_fraction=0.4)
+    config = Config(max_steps=100, warmup_steps=10, decay_fraction=0.4)
     scale = [train.lr_scale(s, 0.0, config) for s in range(100)]
     assert scale[0] == pytest.approx(0.1) and scale[9:60] == [1.0] * 51
     assert scale[80] == pytest.approx(0.5) and 0 < scale[99] < 0.03
-    timed = train.Config(max_steps=100, max_seconds=10.0, warmup_steps=0, decay_fraction=0.5)
+    timed = Config(max_steps=100, max_seconds=10.0, warmup_steps=0, decay_fraction=0.5)
     assert train.lr_scale(1, 7.5, timed) == pytest.approx(0.5)
 
 
@@ -137,9 +139,9 @@ def test_accumulating_is_the_whole_batch(objective, data_dir):
     """Four micro-batches: the loss and the weights of the whole batch, within rounding."""
     results = []
     for parts in (1, 4):
-        config = train.Config(
+        config = Config(
             task="star", path_len=3, labels=9, width=16, depth=2, heads=2, batch_size=8,
-            objective=objective, learning_rate=0.01, accumulate=parts, data_dir=data_dir,
+            objective=objective, learning_rate=0.01, grad_accum_steps=parts, data_dir=data_dir,
             deep_supervision=1)
         step, state = start(config)
         results.append(([step(1.0).item() for _ in range(4)], state.model.state_dict()))
@@ -359,7 +361,7 @@ def test_the_state_is_saved_when_the_reader_goes_away(tmp_path, small):
 
 def test_time_limit_stops_and_saves(tmp_path, small):
     out = tmp_path / "run"
-    config, _ = train.parse_config([*small, str(out), "--max-steps", "100000", "--max-seconds",
+    config, _ = parse_train_args("", [*small, str(out), "--max-steps", "100000", "--max-seconds",
                                     "0.3", "--log-every-steps", "5"])
     metrics = train.train(config)
     assert metrics["num"] == 4 and 0 < load(out)["step"] < 100000
@@ -394,14 +396,14 @@ def test_what_is_not_on_the_clock(tmp_path, small, monkeypatch, slow):
     else:
         monkeypatch.setattr(data.sudoku.Sudoku, "prepare", slow_data)
     out = tmp_path / "run"
-    config, _ = train.parse_config(
-        [*small, str(out), "--max-steps", "100000", "--max-seconds", "0.5", "--log-every-steps",
-         "1", *["--compile"][:slow == "compiler"]])
+    config, _ = parse_train_args("", [
+        *small, str(out), "--max-steps", "100000", "--max-seconds", "0.5", "--log-every-steps",
+        "1", *["--compile"][:slow == "compiler"]])
     train.train(config)
     log = [r.split(",") for r in (out / "log.csv").read_text(encoding="utf-8").splitlines()[1:]]
     assert len(log) > train.WARM_STEPS and float(log[train.WARM_STEPS - 1][1]) < 0.1
     assert float(log[-1][1]) >= 0.5
-    assert float(log[1][3]) == pytest.approx(2 / train.Config.warmup_steps)
+    assert float(log[1][3]) == pytest.approx(2 / Config.warmup_steps)
 
 
 def test_stops_when_solved(tmp_path, small, monkeypatch):
@@ -417,8 +419,8 @@ def test_stops_when_solved(tmp_path, small, monkeypatch):
     train.main([*small, str(out), "--stop-at-solved", "0.8"])
     assert load(out)["step"] == 7
     resumed = ["--out", str(out), "--resume"]
-    assert train.train(train.parse_config(resumed)[0], resume=True) is None
-    more, _ = train.parse_config([*resumed, "--stop-at-solved", "0.95"])
+    assert train.train(parse_train_args("", resumed)[0], resume=True) is None
+    more, _ = parse_train_args("", [*resumed, "--stop-at-solved", "0.95"])
     assert train.train(more, resume=True) and load(out)["step"] == 20
 
 
@@ -454,7 +456,6 @@ def test_init(tmp_path, small, uninterrupted, capsys):
                          (["--depth", "2"], "blocks.1.attn.qkv.weight has shape missing"),
                          (["--heads", "1"], "heads = 2, and this run has 1; make them the same"),
                          (["--qk-norm"], "trained with qk_norm = False, and this run has True;"),
-                         (["--relu-squared"], "with relu_squared = False, and this run has True"),
                          (["--init", "nowhere.pt"], "checkpoint nowhere.pt does not exist")):
         assert run(train.main, [*small, str(tmp_path / "no"), "--init", str(old), *flags]) == 2
         assert words in last_line(capsys) and not (tmp_path / "no").exists()
@@ -473,7 +474,7 @@ def file_run(tmp_path, data_dir):
 
 def test_training_on_a_file(tmp_path, data_dir, file_run, capsys):
     """Its puzzles are trained on; what is a test puzzle up to symmetry is left out and counted."""
-    config = train.Config(task="sudoku", train_size=20, data_dir=data_dir)
+    config = Config(task="sudoku", train_size=20, data_dir=data_dir)
     task = train.make_task(config)
     start, answers = task.test_set(1)
     copy = (answers + 1) % 9  # relabelled
@@ -504,7 +505,7 @@ def test_a_bad_training_file_is_refused(tmp_path, file_run, capsys, text, words)
 
 
 def test_a_training_file_of_test_puzzles_is_refused(tmp_path, data_dir, file_run, capsys):
-    task = train.make_task(train.Config(task="sudoku", train_size=20, data_dir=data_dir))
+    task = train.make_task(Config(task="sudoku", train_size=20, data_dir=data_dir))
     start, answers = task.test_set(1)
     assert file_run(task.format(start[0], answers[0])) == 2
     assert "holds copies of test puzzles only" in last_line(capsys)
@@ -522,6 +523,7 @@ def test_a_training_file_of_test_puzzles_is_refused(tmp_path, data_dir, file_run
     (["--window", "0", "--objective", "mtp"], "'0' is not an integer >= 1"),
     (["--width", "20", "--heads", "3"], "--width 20 is not a multiple"),
     (["--depth", "3", "--deep-supervision", "3"], "reads nothing before the last of 3 blocks"),
+    (["--preset", "sudoku9-gen", "--depth", "3"], "--deep-supervision 3 reads nothing before"),
     (["--max-steps", "many"], "'many'"),
     (["--learning-rate", "nan"], "'nan'"),
     (["--task", "sudoku", "--board-size", "5", "--train-size", "9"], "legal: 4, 6, 9"),
@@ -541,7 +543,8 @@ def test_a_training_file_of_test_puzzles_is_refused(tmp_path, data_dir, file_run
     (["--init", ""], "--init: '' is not a path"),
     (["stray"], "stray"),
     (["--task", "planning", "--labels", "5"], "--labels 5"),
-    (["--batch-size", "9", "--accumulate", "2"], "--batch-size 9 is not a multiple of --accum"),
+    (["--batch-size", "9", "--grad-accum-steps", "2"],
+     "--batch-size 9 is not a multiple of --grad-accum-steps 2"),
     (["--width", "16384", "--depth", "256"], "lower one of them"),
     (["--task", "sudoku", "--objective", "ar"], "give --layout prompt"),
     (["--task", "sudoku", "--eval-samples", "1001"], "the fixed test set has 1000"),
