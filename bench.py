@@ -9,9 +9,9 @@
     python bench.py --what world      # torchrun: one process per GPU against one process
 
 Model flops per token of a training step: 6 N (matrices only, once for each loop) + 12 L D S
-(attention over all S; half of that where it is causal).
-Utilisation is against 989 TFLOP/s, the dense bf16 rate in the data sheet of the H100 and H200; on
-other devices none is given.
+(attention over all S; half of that if it is causal).
+Utilisation is relative to 989 TFLOP/s, the dense bf16 rate in the data sheet of the H100 and H200,
+and None for other devices.
 """
 if __name__ == "__main__":
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)
@@ -33,8 +33,9 @@ from tqdm import tqdm
 
 from config import PRESETS, RANGES, Config, check
 from data import Task, make_task
+from metrics import show_count
 from noise import sample_keys
-from objectives import OBJECTIVES, make_sampling_params, show_count
+from objectives import OBJECTIVES, make_sampling_params
 from plumbing.checkpoint import read_log, write_text
 from plumbing.cli import (ALL, DEVICES, BadInput, Parser, choose_device, end, number, path,
                           printable, run, say)
@@ -52,11 +53,11 @@ def median_seconds(function, device, repeats):
     """Median wall-clock seconds of function(), after one unmeasured call."""
     times = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        began = time.perf_counter()
         function()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
 
 
@@ -94,7 +95,7 @@ def time_training(task, config, device, autocast, repeats, steps=10):
     model, step = warm_step(task, config, device, autocast)
     seconds = median_seconds(lambda: [step(0.0) for _ in range(steps)], device, repeats) / steps
     next_token = OBJECTIVES[config.objective].next_token
-    S = task.S - next_token  # there the last token is never fed
+    S = task.S - next_token  # next-token models do not read the last token
     blocks = config.loops * sum(p.numel() for p in model.blocks.parameters())
     attention = 12 * config.loops * config.depth * config.width * S / (2 if next_token else 1)
     tokens = config.batch_size * S
@@ -110,7 +111,7 @@ def time_training(task, config, device, autocast, repeats, steps=10):
             "peak_memory_gb": peak_memory_gb(device)}
 
 
-KINDS = (  # what a GPU kernel does, by a piece of its name; the first that fits
+KINDS = (  # the kind of a GPU kernel, and parts of the names; the first match counts
     ("attention", ("sdpa", "flash", "fmha", "cudnn")),
     ("matrix products", ("nvjet", "gemm", "cutlass", "splitK")),
     ("optimiser, clipping", ("multi_tensor", "LpNorm", "FusedOptimizer")),
@@ -125,7 +126,7 @@ def kind_of(kernel):
 
 
 def budget(task, config, device, autocast, steps=5):
-    """Where a training step goes: milliseconds of GPU kernels by kind, from torch's profiler."""
+    """The time of a training step: milliseconds of GPU kernels by kind, from torch's profiler."""
     _, step = warm_step(task, config, device, autocast)
     torch.cuda.synchronize()
     on_gpu = [torch.profiler.ProfilerActivity.CUDA]
@@ -155,7 +156,7 @@ def generate(model, task, kind, latents, start, keys, autocast):
 
 
 def time_sampling(task, config, device, autocast, repeats, batch_size):
-    """-> rows: the cost of generating batch_size answers. Untrained weights cost the same."""
+    """-> rows: the cost of generating batch_size answers. (Untrained weights cost the same.)"""
     model, rows = make_state(config, task, device, autocast).model, []
     start = task.start(torch.full((batch_size, 1), task.BOS, device=device))
     keys = sample_keys(0, start, copies_differ=True)
@@ -177,9 +178,9 @@ def time_sampling(task, config, device, autocast, repeats, batch_size):
 
 
 def time_puzzles(task, config, device, autocast, repeats, num):
-    """-> rows: the cost of solving `num` puzzles with 47 to 64 blanks, 1 and 8 cells a pass.
+    """-> rows: the cost of solving `num` puzzles with 47 to 64 blanks, 1 and 8 cells per pass.
 
-    A sample with fewer blanks waits, and with 8 cells a pass eight groups take passes of their own.
+    Samples with fewer blanks wait; with 8 cells per pass there are eight groups of samples.
     """
     model, rows = make_state(config, task, device, autocast).model, []
     noise = torch.rand(num, task.A, generator=torch.Generator().manual_seed(0))
@@ -200,7 +201,7 @@ def time_puzzles(task, config, device, autocast, repeats, num):
 
 
 def mean(values):
-    """(B,) -> the mean over the samples, an int where it is one."""
+    """(B,) -> the mean over the samples, an int if it is whole."""
     value = values.double().mean().item()
     return int(value) if value.is_integer() else value
 
@@ -210,10 +211,9 @@ def mean(values):
 
 
 def time_world_sizes(config, count, steps=400):
-    """train.py in 1 process and in `count`: same seed, same batch -> a row each, with its loss.
+    """train.py in 1 and in `count` processes, same seed and batch -> a row each, with its losses.
 
-    At most 2,000 puzzles or boards (each batch is augmented anyway): a speed needs no more, and
-    making 200,000 takes ten minutes.
+    At most 2,000 puzzles or boards: a speed needs no more, and making 200,000 takes ten minutes.
     """
     config = replace(config, train_size=min(config.train_size, 2000), max_seconds=0.0,
                      max_steps=steps, log_every_steps=steps // 8, eval_every_steps=0,
@@ -224,7 +224,7 @@ def time_world_sizes(config, count, steps=400):
             train_with(world, config, out)
             log = [(int(r["step"]), float(r["seconds"]), float(r["loss_nats"]))
                    for r in read_log(Path(out) / "log.csv")]
-        (first, begin, _), (last, end, _) = log[0], log[-1]  # the first row holds start-up
+        (first, begin, _), (last, end, _) = log[0], log[-1]  # the first row includes start-up
         seconds = (end - begin) / (last - first)
         rows.append({"world_size": world, "global_batch": config.batch_size,
                      "ms_per_step": 1000 * seconds,
@@ -236,7 +236,7 @@ def time_world_sizes(config, count, steps=400):
 
 
 def train_with(world, config, out):
-    """Run train.py, under torchrun if `world` is more than 1. Raises BadInput where it fails."""
+    """Run train.py, under torchrun if `world` is more than 1. Raises BadInput if it fails."""
     changed = {k: v for k, v in asdict(config).items() if v != getattr(Config(), k)}
     if changed.pop("compile", False):
         changed["compile"] = None
@@ -250,8 +250,8 @@ def train_with(world, config, out):
         env={**os.environ, "OMP_NUM_THREADS": str(threads)}, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, errors="replace")
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["it said nothing"]
-        # torchrun says a page more
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        # torchrun prints a page more
         why = next((line for line in lines if line.startswith("train.py: ")), lines[-1])
         raise BadInput(f"training with {world} processes failed: {printable(why, 300)}")
 
@@ -269,7 +269,7 @@ def exponent(xs, ys):
 
 
 def time_lengths(config, device, autocast, repeats):
-    """-> rows: a training step at several S, the number of tokens about the same."""
+    """-> rows: a training step at several S with about the same number of tokens."""
     rows = []
     for S in tqdm((16, 36, 81, 162, 512), desc="length", delay=2):
         sized = replace(config, batch_size=max(1, config.batch_size * 162 // S))
@@ -278,7 +278,7 @@ def time_lengths(config, device, autocast, repeats):
 
 
 def time_sizes(task, config, device, autocast, repeats):
-    """-> rows: a training step of several models, as large as suits the device."""
+    """-> rows: a training step of models of several sizes; larger ones on a GPU."""
     sizes = ((64, 2), (128, 4), (256, 4))
     if device.type == "cuda":
         sizes = ((128, 5), (256, 6), (512, 6), (768, 8), (1024, 8))
@@ -303,39 +303,39 @@ def fitted_exponents(lengths, sizes):
 def parse_args(argv):
     p = Parser(__doc__)
     p.add_argument("--preset", choices=sorted(PRESETS),
-                   help="whose model size and batch; default: sudoku9 on a GPU, else sudoku9-cpu")
+                   help="of model size and batch; default: sudoku9 on a GPU, else sudoku9-cpu")
     for field in SIZE:
         p.add_argument(f"--{field}", type=number(*RANGES[field]), metavar="N",
                        help="of the model; default: the preset's")
     p.add_argument("--what", choices=("train", "sample", "scale", "world", "all"),
-                   default="all", help="what to measure; all leaves world out")
+                   default="all", help="what to measure; all: everything but world")
     p.add_argument("--world-size", type=number(2, 4096),
-                   help="processes of --what world; default: one for each GPU, or 2")
+                   help="processes of --what world; default: one per GPU, at least 2")
     p.add_argument("--repeats", type=number(1, 1000), default=5, help="runs per median")
     p.add_argument("--batch-size", type=number(1, 1_000_000),
                    help="of sampling; default 4,096 on a GPU, 64 elsewhere")
     p.add_argument("--device", choices=DEVICES, default="auto", help="where to run")
-    p.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
+    p.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     p.add_argument("--out", type=path, metavar="FILE",
-                   help="also write that object here, after each part")
+                   help="also write that object to FILE, after each part")
     return p.parse_args(argv)
 
 
 def chosen_config(args, device):
-    """-> Config: mdm and AdamW at the size of the preset. What is measured varies from there."""
+    """-> Config: mdm and AdamW at the size of the preset, which the measurements then vary."""
     name = args.preset or ("sudoku9" if device.type == "cuda" else "sudoku9-cpu")
     asked = {field: getattr(args, field) for field in SIZE if getattr(args, field)}
     config = Config(**{**PRESETS[name], **asked})
     check(config)
     if config.task == "sudoku":
-        config.layout = "prompt"  # the layout that every objective can be trained on
+        config.layout = "prompt"  # every objective can be trained on this layout
     return replace(config, max_steps=10**9, device=args.device, optimizer="adamw", objective="mdm",
                    deep_supervision=0)
 
 
 def training_kinds(config, device):
-    """What --what train measures: every objective; mdm with twice the batch, with heads of 128
-    where they fit, with both; with Muon; without the compiler."""
+    """The configs of --what train: every objective; mdm with twice the batch, with heads of width
+    128 if they fit, with both; with Muon; without the compiler."""
     kinds = [replace(config, objective=o) for o in OBJECTIVES]
     twice, wide = {"batch_size": 2 * config.batch_size}, {"heads": config.width // 128}
     changes = [twice]

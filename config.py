@@ -1,8 +1,7 @@
-"""Every choice of a training run: one dataclass, its presets, and the one check of both.
+"""All parameters of a training run: one dataclass, its presets, and one check of both.
 
 Defaults < preset < flags. The comments of the fields are the --help of train.py. A checkpoint
-carries its Config, which goes through the same check when it is read: a file is input like a
-command line.
+contains its Config, which passes the same check when it is read.
 """
 import math
 import os
@@ -25,28 +24,29 @@ class Config:  # the comments are the --help
     layout: str = "inplace"  # sudoku: givens are known cells (inplace), or a prompt (prompt)
     minimal_fraction: float = 0.2  # sudoku: fraction of training puzzles without extra givens
     arms: int = 2  # star: number of arms d
-    path_len: int = 4  # star: nodes on each arm l, counted with the start
-    labels: int = 50  # star, planning: how many node names there are
-    train_size: int = 0  # boards or puzzles (augmented), or graphs; 0: 20,000, or ever fresh graphs
-    train_file: str = ""  # sudoku: train on the puzzles of this file, which must hold solutions
-    data_dir: str = CACHE  # where generated data sets are cached
+    path_len: int = 4  # star: nodes on each arm l, including the start
+    labels: int = 50  # star, planning: number of node names
+    train_size: int = 0  # boards, puzzles or graphs; 0: 20,000, or fresh graphs in each batch
+    train_file: str = ""  # sudoku: train on the puzzles of this file, with their solutions
+    data_dir: str = CACHE  # folder of generated data sets
     # the objective
-    objective: str = "mdm"  # mdm | sidm | scdm | ar | mtp
-    window: str = "all"  # mtp: window W, a number or all, or random (a new W every step: for all W)
+    objective: str = "mdm"  # mdm | sidm | scdm | bcdm | ar | mtp | mtp-no-latents
+    window: str = "all"  # mtp: window W: a number, all, or random (another W in each step)
     mask_rate_a: float = 1.0  # mask ratio ~ Kumaraswamy(a, b); (1, 1) is uniform and gives the ELBO
     mask_rate_b: float = 1.0  # its b; on average (4, 1) masks 4/5 of the cells, (3, 3) 3/5
     uniform_fraction: float = 0.0  # fraction of the batch with a uniform mask ratio (rounded up)
+    full_latents_fraction: float = 0.5  # bcdm: trained with all other masked cells as latents
     # the model
     width: int = 128  # embedding width
     depth: int = 4  # transformer blocks
     heads: int = 4  # attention heads
-    loops: int = 1  # passes over the blocks: depth by recurrence, with the same weights
-    qk_norm: bool = False  # normalise queries and keys of each head: bounds the attention scores
-    embedding_std: float = 0.5  # deviation of the first embeddings; 0.02 learns little in a minute
-    init: str = ""  # start from the weights of this checkpoint (a new run with a recipe of its own)
+    loops: int = 1  # passes over the blocks, with the same weights: depth by recurrence
+    qk_norm: bool = False  # normalise queries and keys, which bounds the attention scores
+    embedding_std: float = 0.5  # standard deviation of initial embeddings; 0.02 learns too slowly
+    init: str = ""  # start a new run from the weights of this checkpoint
     # the recipe
-    deep_supervision: int = 0  # N: also score what is read after every N-th block; 0: off
-    optimizer: str = "adamw"  # adamw, or muon (matrices of the blocks; the rest stays with AdamW)
+    deep_supervision: int = 0  # N: also score the readings after every N-th block; 0: off
+    optimizer: str = "adamw"  # adamw, or muon (for matrices of the blocks; AdamW for the rest)
     learning_rate: float = 1e-3  # peak learning rate of AdamW
     muon_learning_rate: float = 2e-3  # peak learning rate of Muon (RMS-matched to AdamW)
     weight_decay: float = 0.0  # decoupled weight decay, matrices of the blocks only
@@ -57,17 +57,17 @@ class Config:  # the comments are the --help
     max_seconds: float = 0.0  # stop after this much training (0: no limit); the decay follows it
     stop_at_solved: float = 0.0  # stop once an evaluation solves this fraction (0: never)
     warmup_steps: int = 50  # linear warm-up
-    decay_fraction: float = 0.4  # linear decay to 0 over this last part of the run
+    decay_fraction: float = 0.4  # linear decay to 0 over this last fraction of the run
     grad_clip: float = 1.0  # largest gradient norm
     compile: bool = False  # torch.compile and a CUDA graph of the step (CUDA presets)
     # bookkeeping
-    seed: int = 0  # of weights, data and masks; evaluation has streams of its own
+    seed: int = 0  # of weights, data and masks; evaluation has seeds of its own
     device: str = "auto"  # auto | cpu | cuda | mps
     out: str = "out/run"  # folder for ckpt.pt and log.csv
-    log_every_steps: int = 50  # one row of log.csv
-    eval_every_steps: int = 500  # decode eval_samples, held-out loss (also at the end; 0: only it)
+    log_every_steps: int = 50  # steps per row of log.csv
+    eval_every_steps: int = 500  # decode, compute the held-out loss; also at the end (0: only then)
     eval_samples: int = 256  # samples per evaluation
-    checkpoint_every_steps: int = 500  # also at the end, at Ctrl-C and at SIGTERM
+    checkpoint_every_steps: int = 500  # also at the end, on Ctrl-C and on SIGTERM
 
 
 PRESETS = {  # a preset overrides the defaults above; flags override the preset
@@ -107,7 +107,7 @@ PRESETS = {  # a preset overrides the defaults above; flags override the preset
 }
 
 # --------------------------------------------------------------------------------------------------
-# What is legal, for flags and for the config of a checkpoint alike
+# Legal values, of flags and of the config of a checkpoint
 
 CHOICES = {"task": TASKS, "layout": ("inplace", "prompt"), "objective": OBJECTIVES,
            "optimizer": ("adamw", "muon"), "device": DEVICES}
@@ -118,7 +118,7 @@ RANGES = {  # smallest and largest legal value
     "labels": (1, 4096), "train_size": (0, 100_000_000), "width": (1, 16384), "depth": (1, 256),
     "heads": (1, 1024), "loops": (1, 64), "deep_supervision": (0, 256),
     "embedding_std": (SMALL, 100), "learning_rate": (SMALL, 100), "mask_rate_a": (0.1, 100),
-    "mask_rate_b": (0.1, 100), "uniform_fraction": (0, 1),
+    "mask_rate_b": (0.1, 100), "uniform_fraction": (0, 1), "full_latents_fraction": (0, 1),
     "muon_learning_rate": (SMALL, 100), "weight_decay": (0, 100), "beta2": (0, 0.99999),
     "batch_size": (1, 10_000_000), "grad_accum_steps": (1, 1_000_000),
     "max_steps": (1, 10**9), "max_seconds": (0, 10**9), "stop_at_solved": (0, 1),
@@ -126,15 +126,16 @@ RANGES = {  # smallest and largest legal value
     "seed": (0, 2**32), "log_every_steps": (1, 10**9), "eval_every_steps": (0, 10**9),
     "eval_samples": (1, 1_000_000), "checkpoint_every_steps": (1, 10**9),
 }
-# What may change when a run is resumed; anything else would be another run.
+# fields that may change when a run is resumed
 MAY_CHANGE = {"max_steps", "max_seconds", "stop_at_solved", "device", "compile", "data_dir", "out",
               "log_every_steps", "eval_every_steps", "eval_samples", "checkpoint_every_steps"}
-# Fields that only some runs read: asking for them elsewhere is a mistake, not a wish.
+DIFFUSION = ("mdm", "sidm", "scdm", "bcdm")
+# {field that only some runs read: (the field that decides, its values)}; refused for other runs
 MEANS_SOMETHING_FOR = {
-    "window": ("objective", ("mtp",)), "board_size": ("task", ("sudoku-gen", "sudoku")),
-    "mask_rate_a": ("objective", ("mdm", "sidm", "scdm")),
-    "mask_rate_b": ("objective", ("mdm", "sidm", "scdm")),
-    "uniform_fraction": ("objective", ("mdm", "sidm", "scdm")),
+    "window": ("objective", ("mtp", "mtp-no-latents")),
+    "board_size": ("task", ("sudoku-gen", "sudoku")),
+    "mask_rate_a": ("objective", DIFFUSION), "mask_rate_b": ("objective", DIFFUSION),
+    "uniform_fraction": ("objective", DIFFUSION), "full_latents_fraction": ("objective", ("bcdm",)),
     "layout": ("task", ("sudoku",)), "minimal_fraction": ("task", ("sudoku",)),
     "train_file": ("task", ("sudoku",)), "arms": ("task", ("star",)),
     "path_len": ("task", ("star",)), "labels": ("task", ("star", "planning")),
@@ -154,7 +155,7 @@ def check(config):
     next_token = OBJECTIVES[config.objective].next_token
     if config.task == "sudoku" and config.layout == "inplace" and next_token:
         raise BadInput(f"objective {config.objective} reads from left to right and cannot see "
-                       "givens that stand further on; give --layout prompt")
+                       "givens to the right; give --layout prompt")
     blocks = config.depth * config.loops
     if config.deep_supervision >= blocks:
         raise BadInput(f"--deep-supervision {config.deep_supervision} reads nothing before the "
@@ -166,7 +167,7 @@ def check(config):
 
 
 def check_asked(config, flags):
-    """flags: dict of what was asked for. Raises BadInput for what this run would never read."""
+    """flags: dict of the given fields. Raises BadInput for those that this run does not read."""
     for flag, (field, values) in MEANS_SOMETHING_FOR.items():
         if flag in flags and getattr(config, field) not in values:
             raise BadInput(f"--{flag.replace('_', '-')} has no meaning for {field} "
@@ -180,7 +181,7 @@ def check_field(field, value):
     if not isinstance(value, kind) or isinstance(value, bool) and field.type is not bool:
         raise BadInput(f"{flag} is of type {type(value).__name__}, not {field.type.__name__}")
     if isinstance(value, int) and abs(value) > 10**18:
-        value = math.inf if value > 0 else -math.inf  # Python refuses to print very long numbers
+        value = math.inf if value > 0 else -math.inf  # Python cannot print very long numbers
     shown = printable(repr(value))
     if name in CHOICES and value not in CHOICES[name]:
         raise BadInput(f"{flag} {shown} is unknown; legal: {', '.join(CHOICES[name])}")
@@ -208,9 +209,9 @@ def is_path(text):
 
 
 def from_checkpoint(saved, file):
-    """The config dict of a checkpoint -> Config. Raises BadInput for what train.py never wrote."""
+    """The config dict of a checkpoint -> Config. Raises BadInput if it is not legal."""
     if not isinstance(saved, dict):
-        raise BadInput(f"checkpoint {file} holds no config; it is not one of train.py")
+        raise BadInput(f"checkpoint {file} contains no config; it is not from train.py")
     names = [f.name for f in fields(Config)]
     lacking = [n for n in names if n not in saved]
     unknown = [str(n) for n in saved if n not in names]
@@ -219,7 +220,7 @@ def from_checkpoint(saved, file):
             raise BadInput(f"checkpoint {file}: its config {what} field {printable(found[0])}; "
                            "it is damaged or of another version of the program")
     config = Config(**saved)
-    config.data_dir = config.data_dir or CACHE  # a checkpoint that is published names no folders
+    config.data_dir = config.data_dir or CACHE  # published checkpoints have no data_dir
     try:
         check(config)
     except BadInput as e:
@@ -228,7 +229,7 @@ def from_checkpoint(saved, file):
 
 
 def check_same_run(saved, asked, file):
-    """saved: Config, asked: dict. Raises BadInput where it would make the run another one."""
+    """saved: Config, asked: dict. Raises BadInput for a value that may not change."""
     for name, value in asked.items():
         before = getattr(saved, name)
         if name not in MAY_CHANGE and value != before:

@@ -1,16 +1,17 @@
-"""Masked diffusion: which cells are masked, who may look at whom (mdm, sidm, scdm), and the loss.
+"""Masked diffusion: which cells are masked, who may look at whom, and the loss.
 
     B batch   P prompt positions   A answer positions   S = P + A   K answer symbols
     m masked cells   W window: how many of the masked cells are scored (here all)   R readings
 
-Source: "Reasoning with Latent Tokens in Diffusion Language Models", arXiv 2602.03769. In one
-forward pass an unknown cell is either DECODED (committed to a symbol now) or LATENT (present,
-predicted, not committed). The three objectives differ in one line, their ranking:
+Source: arXiv 2602.03769. In one forward pass an unknown cell is either DECODED (committed to a
+symbol now) or LATENT (present, predicted, not committed). The objectives differ in their ranking:
 
     mdm    joint prediction         everything sees everything: all other unknown cells are latents
     sidm   independent prediction   an unknown cell sees the known ones and itself: no latents
     scdm   semi-causal              it also sees the unknown cells that come earlier in a random
                                     order: n latents, and n is a dial at inference (sample.py)
+    bcdm   block-causal             n latents see each other and the known cells; the other unknown
+                                    cells see all of these and themselves (ours, not the paper's)
 
 A ranking is a function of LEVEL, the place of a cell in the order of decoding: <= 0 for a known
 cell, 1, 2, 3, ... for the unknown ones. Training and sample.py call the same function.
@@ -24,7 +25,7 @@ UNIFORM = (1.0, 1.0, 0.0)  # the rates of draw_num_masked() at which the number 
 
 
 def joint(level, W=None):
-    """mdm. level (B, A) -> rank (B, A), or None: everything sees everything (all 0, but faster)."""
+    """mdm. level (B, A) -> None: everything sees everything (as rank 0 everywhere, but faster)."""
     return None
 
 
@@ -38,28 +39,29 @@ def semi_causal(level, W=None):
     return level.clamp(min=0)
 
 
+def block_causal(level, W=None):
+    """bcdm: known cells and latents 0, candidates (highest level) 1. (B, A) -> (B, A)."""
+    return (level == level.amax(dim=1, keepdim=True)).long()
+
+
 def draw_num_masked(maskable, generator, rates=UNIFORM):
     """How many cells of each sample are masked: maskable (B,) int64 -> m (B,), in 1..maskable.
+    By default m is uniform, and stratified: of n samples the i-th draws its mask ratio from the
+    i-th of n equal parts of (0, 1). The paper draws a rate t in (0, 1] and weights the loss by 1/t,
+    which needs t >= 1e-3 and may mask nothing; drawing m has the same expectation.
 
-    m is uniform unless rates say otherwise. It is stratified, so that every batch holds all noise
-    levels: of n samples the i-th draws its mask ratio from the i-th of n equal parts of (0, 1).
-
-    The paper draws a rate t in (0, 1] and weights the loss by 1/t, which needs t >= 1e-3 and can
-    mask nothing. Drawing m has the same expectation without a clamp and without an empty draw.
-
-    rates (a, b, uniform): mask ratio ~ Kumaraswamy(a, b), P(ratio <= x) = 1 - (1 - x^a)^b; (1, 1)
-    is uniform and gives the ELBO. Other values bound no likelihood, but training dwells where it
-    is hard: on average 3/5 masked at (3, 3), 4/5 at (4, 1). The first uniform * B samples, rounded
-    up, have a uniform mask ratio all the same, so that nearly complete boards are seen too (at
-    (4, 1) one sample in A^4 masks a single cell). Both parts of the batch are stratified.
+    rates (a, b, uniform): mask ratio ~ Kumaraswamy(a, b), P(ratio <= x) = 1 - (1 - x^a)^b. (1, 1)
+    is uniform and gives the ELBO; other values give no bound, but spend more training on hard mask
+    ratios, on average 3/5 at (3, 3), 4/5 at (4, 1). The first uniform * B samples, rounded up, have
+    a uniform mask ratio, so that nearly complete boards are seen too. Both parts are stratified.
     """
     def strata(u):
         return (torch.arange(len(u), device=u.device) + u) / len(u)
 
     a, b, uniform = rates
-    few = math.ceil(uniform * len(maskable))
+    num_uniform = math.ceil(uniform * len(maskable))
     u = torch.rand(len(maskable), generator=generator, device=maskable.device)
-    rest, first = u.split([len(maskable) - few, few])
+    rest, first = u.split([len(maskable) - num_uniform, num_uniform])
     ratio = (1 - (1 - strata(rest)) ** (1 / b)) ** (1 / a)  # the inverse of the distribution
     ratio = torch.cat([strata(first), ratio])  # (B,)
     return 1 + torch.minimum((ratio * maskable).long(), maskable - 1)  # minimum: for rounding
@@ -88,6 +90,19 @@ def mask_random(given, generator, config):
     return draw_levels(given, generator, rates=rates), given.shape[1]
 
 
+def mask_blocks(given, generator, config):
+    """bcdm -> level (B, A), W: as mask_random(), but the masked cells behind the first n, the
+    candidates, all have level n + 1. All masked cells are scored. Of m masked cells n = m - 1 are
+    latents with probability config.full_latents_fraction; otherwise n is uniform on 0..m-1.
+    """
+    level, W = mask_random(given, generator, config)
+    m = level.amax(dim=1, keepdim=True)  # (B, 1)
+    full, u = torch.rand(2, len(m), 1, generator=generator, device=m.device)
+    n = torch.minimum((u * m).long(), m - 1)
+    n = torch.where(full < config.full_latents_fraction, m - 1, n)
+    return torch.minimum(level, n + 1), W
+
+
 def rank_with_prompt(ranks, level, W, P):
     """The ranking of prompt and answer: level (B, A) -> rank (B, P + A); the prompt has rank 0."""
     rank = ranks(level, W)
@@ -97,12 +112,11 @@ def rank_with_prompt(ranks, level, W, P):
 def masked_loss(model, tokens, level, W, task, ranks, read_every=0):
     """The loss of each sample, nats: mean cross-entropy over its first W masked cells -> (B,).
 
-    tokens (B, S) clean; level (B, A) and W from mask_random(); ranks: the objective's ranking.
+    tokens (B, S) clean; level (B, A) and W from the objective's mask(); ranks: its ranking.
+    With read_every (model.forward) returns (R, B), a loss for each reading.
     With m uniform on 1..A and the mean taken over the m masked cells the expectation is
     (1/A) E_order[ sum_i -log p(x_i | cells before i in the order) ] >= -(1/A) log p(x):
     the order-agnostic bound of arXiv 2110.02037, the masked-diffusion bound of arXiv 2406.07524.
-    With read_every (model.forward) returns (R, B), a loss for each reading. Shared by mtp.py, which
-    masks other cells.
     """
     P = task.P
     # 1. mask: the prompt is never masked, never scored

@@ -12,7 +12,7 @@
     undone     with --decoder: cells committed and made unknown again, mean
     order_tau  with --decoder: Kendall's tau of the order of commits and of cells, mean
 
-held_out_likelihood() says how likely a model finds data it never saw. A masked diffusion model has
+held_out_likelihood() says how likely a model finds held-out data. A masked diffusion model has
 no likelihood in closed form; its loss bounds it (diffusion.py), and with many masks per sample the
 bound is known to within a standard error. A model that decodes in one fixed order (ar, mtp) has a
 likelihood, by the chain rule.
@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from diffusion import draw_levels, masked_loss
+from errors import BadInput
 from objectives import OBJECTIVES
 
 
@@ -52,6 +53,11 @@ def summarize(task, start, answers, references, stats, seconds):
     return dict(report, seconds=round(seconds, 4))
 
 
+def show_count(count, most):
+    """A number of latents, candidates or cells as reported: `most` or more is "all"."""
+    return "all" if count >= most else count
+
+
 def score(task, start, answers, references):
     """What can only be said where there is a reference -> references, exact, cell_acc."""
     if references is None:
@@ -71,9 +77,9 @@ def score(task, start, answers, references):
 
 # How many Sudoku boards there are: uniformly random ones have log(count) nats per board. If the
 # data were uniform, what a model needs beyond that would be its KL divergence from the truth.
-# Randomised search is only nearly uniform: its boards have 0.3 (6x6) and 0.8 nats (9x9) less before
-# the symmetries that training adds, which take part of that away (LOG.md); 4x4 boards are drawn
-# from the complete list, exactly uniformly.
+# Randomised search is only nearly uniform: its entropy is 0.3 (6x6) and 0.8 nats (9x9) below that;
+# random symmetries in training recover part of it (LOG.md). 4x4 boards are drawn from the complete
+# list, exactly uniformly.
 BOARDS = {4: 288, 6: 28_200_960, 9: 6_670_903_752_021_072_936_960}
 ROWS = 512  # sequences in a forward pass
 
@@ -90,6 +96,9 @@ def held_out_likelihood(model, task, objective, window, num, draws, device, auto
     Where it is a bound it takes `draws` masks per sample, always the same ones.
     """
     rule = OBJECTIVES[objective]
+    if objective == "bcdm":
+        raise BadInput("the likelihood bound of objective bcdm is not implemented; each number of "
+                       "latents has its own; it can be had for mdm, sidm and scdm")
     tokens, given = task.held_out(num)
     generator = torch.Generator().manual_seed(2**40 + 3)  # on the CPU: the same on all devices
     exact = rule.left_to_right

@@ -4,11 +4,10 @@
     D width   H heads                        K answer symbols (the first K ids of the vocabulary)
 
 A sequence here is a SET of (token, position) pairs. The position travels with its token, so any
-subset of a sequence, in any order, is a valid input: a latent token that is not wanted is simply
-not in the tensor. Nothing in this file knows about objectives; an objective is a ranking (see
-`visible`), and objectives.py lists them.
+subset of a sequence, in any order, is a valid input: a latent token that is not wanted is not in
+the tensor. This file knows no objectives; an objective is a ranking (see `visible`).
 
-What is not here, and why: no time embedding (the number of MASK tokens already tells the time),
+What is not here, and why: no time embedding (the number of known tokens already tells the time),
 no dropout (the tasks are augmented or endless), no rotary embedding (positions are a set of cells,
 not a line), no biases.
 """
@@ -19,7 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-CAUSAL = "causal"  # a fast way to say "ranks 1, 2, 3, ..."
+CAUSAL = "causal"  # stands for ranks 1, 2, 3, ...
 
 
 def visible(rank):
@@ -36,10 +35,8 @@ def visible(rank):
 
 
 def attention_for(device_type, T):
-    """A context in which attention over T tokens uses the fastest kernel.
-
-    torch's first choice on a GPU works in tiles of 128 tokens; for few tokens another kernel saves
-    9 to 22 % of a training step (LOG.md).
+    """A context in which attention over T tokens uses the fastest kernel. torch's first choice on a
+    GPU works in tiles of 128 tokens; for few, another saves 9 to 22 % of a training step (LOG.md).
     """
     if device_type == "cuda" and 1 < T <= 64:
         return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
@@ -61,9 +58,9 @@ class Attention(nn.Module):
         heads = self.qkv(x).view(B, T, 3, self.heads, D // self.heads)
         q, k, v = qkv = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
         if past is not None:  # key-value cache: what earlier tokens put there, then this call's
-            kv, start = past  # (2, B, H, S, D/H), of which the first `start` positions are filled
-            kv[..., start:start + T, :] = qkv[1:]
-            k, v = kv[..., :start + T, :]
+            kv, cached = past  # (2, B, H, S, D/H), of which the first `cached` positions are filled
+            kv[..., cached:cached + T, :] = qkv[1:]
+            k, v = kv[..., :cached + T, :]
         return self.mix(q, k, v, mask, causal)
 
     def mix(self, q, k, v, mask, causal=False):
@@ -131,25 +128,26 @@ class Transformer(nn.Module):
             (B, T) or (T,)           the rule of visible()
             None                     everything sees everything (all ranks 0)
             CAUSAL                   ranks 1, 2, 3, ...
-            bool (T, T), (B, T, T)   who sees whom outright, where no ranking says it (decoders/)
-        None and CAUSAL are passed explicitly: inspecting the tensor would force a GPU
-        synchronisation. cache: from new_cache(), extended in place; new tokens see all that is
-        cached, and each other by their ranks.
-        Returns logits (B, T, K). With read_every = N > 0 returns (R, B, T, K): what the head reads
-        after every N-th block (counted over all loops); the last of the R readings is the model's
-        prediction. Raises ValueError for CAUSAL with several new tokens behind a filled cache.
+            bool (T, T), (B, T, T)   an explicit attention mask (decoders/)
+        None and CAUSAL are passed explicitly: inspecting a tensor would force a synchronisation.
+        cache: from new_cache(), extended in place; new tokens see all that is cached, and each
+        other by their ranks. Raises ValueError for CAUSAL with several new tokens behind others.
+        Returns logits (B, T, K); with read_every = N > 0 (R, B, T, K): what the head reads after
+        every N-th block (counted over all loops), the model's prediction last.
         """
         T = tokens.shape[1]
         causal = rank is CAUSAL and T > 1  # a single new token may see the whole cache
         if causal and cache is not None and cache["length"]:
-            raise ValueError("CAUSAL takes one new token at a time once the cache holds any; "
-                             "give ranks 1, 2, 3, ... as a tensor")
+            raise ValueError("CAUSAL takes one new token at a time once the cache holds any")
+        if rank is not None and rank is not CAUSAL and not isinstance(rank, torch.Tensor):
+            raise ValueError(f"rank is {rank!r}, not a tensor, None or CAUSAL")
         mask = None  # (B or 1, 1, T, T): the same for every head
         if isinstance(rank, torch.Tensor):
             mask = rank if rank.dtype == torch.bool else visible(rank)
             mask = mask.view(-1, 1, T, T)
             if cache is not None:  # (B or 1, 1, T, length + T): all see what is cached
                 mask = F.pad(mask, (cache["length"], 0), value=True)
+        blocks, readings = [*self.blocks] * self.loops, []
         x = self.token(tokens) + self.position(positions)  # (B, T, D)
         if torch.is_autocast_enabled(x.device.type):
             # in bf16 this stream takes half the memory traffic (LOG.md: 7 % of a step)
@@ -157,9 +155,7 @@ class Transformer(nn.Module):
         if cache is not None and cache["kv"] is None:
             # room for all S at once: a cache that grows would copy itself at every token
             H, (S, D) = self.blocks[0].attn.heads, self.position.weight.shape
-            layers = self.loops * len(self.blocks)
-            cache["kv"] = x.new_empty(layers, 2, len(x), H, S, D // H)
-        blocks, readings = [*self.blocks] * self.loops, []
+            cache["kv"] = x.new_empty(len(blocks), 2, len(x), H, S, D // H)
         with attention_for(x.device.type, T):
             for i, block in enumerate(blocks):
                 past = None if cache is None else (cache["kv"][i], cache["length"])
@@ -175,8 +171,7 @@ class Transformer(nn.Module):
         return self.head(F.rms_norm(x, x.shape[-1:]))
 
     def new_cache(self):
-        """An empty key-value cache: how many tokens it holds, and (from the first call on) their
-        keys and values."""
+        """An empty cache: the number of tokens it holds, and room for their keys and values."""
         return {"length": 0, "kv": None}
 
     def num_params(self):

@@ -1,13 +1,12 @@
 """Autoregressive models: next token (ar), and with latent tokens by multi-token prediction (mtp).
 
     B batch   P prompt positions   A answer positions   S = P + A   K answer symbols   W window
-    R readings
 
 `mtp` is diffusion.py with two changes. The masked cells are not random: they are the last m, so a
 random cut splits the answer into known and unknown. And only the first W unknown cells, the WINDOW,
 are visible and scored. At inference the first cell of the window is committed; the other W - 1 are
-latent tokens. W = 1 has no latents and is the control; W = A ("all") has all of them.
-(arXiv 2602.03769, AR with multi-token prediction.)
+latent tokens. W = A ("all") has all of them. W = 1 has none, but also fewer training targets:
+`mtp-no-latents` (objectives.py) has the targets and no latents. (arXiv 2602.03769, AR-MTP.)
 """
 import math
 
@@ -18,15 +17,15 @@ from model import CAUSAL
 
 
 def causal(level, W=None):
-    """ar. level is 1 - P .. 0 for the prompt, 1 .. A for the answer: ranks in a row, CAUSAL."""
+    """ar: each token sees itself and those before it. -> CAUSAL, that is ranks 1, 2, 3, ..."""
     return CAUSAL
 
 
 def window_sees_itself(level, W=None):
     """mtp: known cells and the first W unknown see each other (0), nobody sees the rest (+inf).
 
-    (B, A) -> (B, A), or None (all 0) where nothing is beyond the window. In decoding the cells
-    beyond it are not in the tensor at all, so W is not given.
+    (B, A) -> (B, A), or None (all 0) where nothing is beyond the window. In decoding W is not
+    given: cells beyond the window are not in the tensor.
     """
     if W is None or isinstance(W, int) and W >= level.shape[1]:
         return None
@@ -36,7 +35,7 @@ def window_sees_itself(level, W=None):
 def draw_window(window, A, generator, device):
     """W of this step: an int in 1..A, or a 0-dim tensor drawn anew for window = "random".
 
-    "random" is uniform in log W, so small windows are trained as often as large ones.
+    "random" is log-uniform: 1 is as likely as 2 or 3, and as 4 to 7.
     """
     if window == "random":
         u = torch.rand((), generator=generator, device=device)
@@ -47,8 +46,7 @@ def draw_window(window, A, generator, device):
 def mask_suffix(given, generator, config):
     """-> level (B, A), W: all cells from a random cut on are masked, and the first W are scored.
 
-    The cut is uniform whatever the mask rates of config: with W = 1 only the first masked cell is
-    scored, so at a high mask rate the last cells would hardly be trained.
+    The cut is uniform whatever the mask rates: at a high rate W = 1 would hardly train the last.
     """
     W = draw_window(config.window, given.shape[1], generator, given.device)
     return draw_levels(given, generator, left_to_right=True), W
@@ -68,7 +66,7 @@ def next_token_ranks(ranks, task, device):
 def next_token_loss(model, tokens, level, W, task, ranks, read_every=0):
     """The loss of each sample, nats: mean cross-entropy of its answer tokens -> (B,) or (R, B).
 
-    Each answer token is predicted at the position before it.
+    Each answer token is predicted at the position before it; level and W are not used.
     """
     positions = torch.arange(task.S - 1, device=tokens.device)
     rank = next_token_ranks(ranks, task, tokens.device)

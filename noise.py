@@ -10,7 +10,7 @@ from collections import Counter
 
 import torch
 
-INCREMENT = -0x61C8864680B583EB  # splitmix64's, odd, as int64: added first, for mix(0) is 0
+INCREMENT = -0x61C8864680B583EB  # of splitmix64 (odd), as int64; mix(0) is 0, so it is added first
 
 
 def mix(x):
@@ -38,11 +38,12 @@ def sample_keys(seed, start, copies_differ):
 
 
 def uniform(keys, number, *shape):
-    """-> (B, *shape) fp32 in (0, 1): the draw of this `number`. A part of a shape has the same."""
+    """-> (B, *shape) fp32 in (0, 1): draw `number` of each sample, a function of the key alone."""
     count = torch.Size(shape).numel()
     index = (number << 32) + torch.arange(1, count + 1, device=keys.device)
     bits = mix(keys.unsqueeze(1) + index * INCREMENT)
-    return (((bits >> 40 & (1 << 24) - 1) + 0.5) / (1 << 24)).view(len(keys), *shape)
+    u = ((bits >> 40 & (1 << 24) - 1) + 0.5) / (1 << 24)
+    return u.clamp(max=1 - 2**-24).view(len(keys), *shape)  # the largest would round up to 1
 
 
 def sample_symbols(logits, temperature, noise=None):
@@ -54,7 +55,7 @@ def sample_symbols(logits, temperature, noise=None):
 
 
 def certainty(probs, order):
-    """How certain the model is of each cell: (B, c, K) -> (B, c). Never of a symbol it sampled."""
+    """How certain the model is of each cell: (B, c, K) -> (B, c), whatever symbol is sampled."""
     if order == "margin":
         top = probs.topk(2, dim=-1).values
         return top[..., 0] - top[..., 1]

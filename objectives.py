@@ -3,8 +3,8 @@
     n latents   W window   A answer positions
     level: <= 0 for a known cell, 1, 2, 3, ... for unknown cells in the order of decoding
 
-An objective is a RANKING (model.visible) together with what is masked in training. A new objective
-is a new entry; tests/concepts/test_objectives.py adds, trains and decodes one in a few lines.
+An objective is a RANKING (model.visible) together with what is masked in training.
+tests/concepts/test_objectives.py adds one in a few lines, trains it and decodes with it.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +17,9 @@ ALL = 10**9  # "all latents", "all candidates": more than any task has
 ORDERS = ("random", "confidence", "margin", "entropy", "left_to_right")
 
 
+ANY_ORDER = ("order", "candidates", "tokens_per_step", "temperature")
+
+
 @dataclass(frozen=True)
 class Objective:
     ranks: Callable  # (level, W) -> rank: who may look at whom, in training and in decoding
@@ -24,8 +27,8 @@ class Objective:
     loss: Callable = diffusion.masked_loss  # nats per scored token of each sample
     latents: int | str = 0  # in decoding: a number, or the parameter that sets it
     left_to_right: bool = False  # cells are decoded in their order; latents follow right behind
-    next_token: bool = False  # a token is predicted where its predecessor stands; no masks, a cache
-    sampling: tuple = ("order", "candidates", "tokens_per_step", "temperature")  # what can be asked
+    next_token: bool = False  # logits at position i predict token i + 1; no masks, a cache
+    sampling: tuple = ANY_ORDER  # the sampling parameters that it has
 
 
 OBJECTIVES = {
@@ -34,15 +37,19 @@ OBJECTIVES = {
     # the ablation: no latents
     "sidm": Objective(diffusion.independent),
     # the dial: n latents of your choice
-    "scdm": Objective(diffusion.semi_causal, latents="latents",
-                      sampling=("order", "candidates", "tokens_per_step", "temperature",
-                                "latents")),
+    "scdm": Objective(diffusion.semi_causal, latents="latents", sampling=(*ANY_ORDER, "latents")),
+    # a wider dial, in which latents see each other (this project's own)
+    "bcdm": Objective(diffusion.block_causal, diffusion.mask_blocks, latents="latents",
+                      sampling=(*ANY_ORDER, "latents")),
     # plain next token
     "ar": Objective(mtp.causal, mtp.mask_nothing, mtp.next_token_loss, left_to_right=True,
                     next_token=True, sampling=("temperature",)),
     # autoregressive with multi-token prediction: W - 1 latents
     "mtp": Objective(mtp.window_sees_itself, mtp.mask_suffix, latents="window",
                      left_to_right=True, sampling=("temperature", "window", "tokens_per_step")),
+    # its ablation: the same training targets, but unknown cells do not see each other
+    "mtp-no-latents": Objective(diffusion.independent, mtp.mask_suffix, left_to_right=True,
+                                sampling=("temperature", "tokens_per_step")),
 }
 
 
@@ -61,10 +68,10 @@ class SamplingParams:
 def make_sampling_params(objective, task, trained_window="all", greedy=None, **asked):
     """The defaults of objective and task, overridden by what was asked (None: not asked).
 
-    greedy: None means as usual for the task: puzzles have one answer, so T = 0 and the most
-    confident cell first; generation has T = 1 and a random order. By default all unknown cells
-    compete; where latents can be dialled a window of 8 candidates does (as in the paper), because
-    candidates take the place of latents. Raises BadInput for a parameter without a meaning.
+    greedy: T = 0 and the most confident cell first, the default where the task has one answer
+    (puzzles); else T = 1 and a random order (generation). All unknown cells are candidates, but 8
+    (as in the paper) where latents can be dialled, because candidates take the place of latents.
+    Raises BadInput for a parameter without a meaning.
     """
     rule = OBJECTIVES[objective]
     greedy = task.unique_answer if greedy is None else greedy
@@ -81,7 +88,7 @@ def make_sampling_params(objective, task, trained_window="all", greedy=None, **a
     k = asked.get("tokens_per_step", 1)
     compete = asked.get("candidates", 8 if rule.latents == "latents" else ALL)
     candidates = k if fixed_order else max(k, compete)
-    latents = rule.latents
+    latents = asked.get("latents", ALL) if rule.latents == "latents" else rule.latents
     if latents == "window":
         trained = ALL if trained_window in ("all", "random") else int(trained_window)
         W = asked.get("window", trained)
@@ -89,24 +96,15 @@ def make_sampling_params(objective, task, trained_window="all", greedy=None, **a
             raise BadInput(f"--tokens-per-step {k} is more than the window {W}; "
                            f"give --window {k} or more")
         latents = W - k
-    elif latents == "latents":
-        latents = asked.get("latents", ALL)
     temperature = asked.get("temperature", 0.0 if greedy else 1.0)
     return SamplingParams(order, candidates, latents, k, temperature)
 
 
 def refuse_without_meaning(objective, asked):
     """Raises BadInput for a sampling parameter that the objective does not have."""
-    rule = OBJECTIVES[objective]
+    has = OBJECTIVES[objective].sampling
     for name in asked:
-        if name not in rule.sampling:
-            reasons = {0: " (it has none)", ALL: " (all its unknown cells are always latents)"}
-            why = reasons.get(rule.latents, "") if name == "latents" else ""
-            legal = ", ".join("--" + other.replace("_", "-") for other in rule.sampling)
+        if name not in has:
+            legal = ", ".join("--" + other.replace("_", "-") for other in has)
             raise BadInput(f"--{name.replace('_', '-')} has no meaning for objective "
-                           f"{objective}{why}; legal: {legal}")
-
-
-def show_count(count, most):
-    """A number of latents, candidates or cells as reported: `most` or more is "all"."""
-    return "all" if count >= most else count
+                           f"{objective}; legal: {legal}")

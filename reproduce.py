@@ -70,7 +70,7 @@ SHIPPED = "results/demo-dial/scdm-seed0.pt"
 WHOLE_DIAL = each("latents", 0, 1, 2, 4, 8, 16, 32, ALL)
 
 FINDINGS = {
-    # One GPU, minutes: all five objectives on 6x6 boards.
+    # One GPU, minutes: the paper's five objectives on 6x6 boards.
     "sudoku6": (
         Run("ar", dict(S6, objective="ar")),
         Run("mtp-1", dict(S6, objective="mtp", window="1")),
@@ -79,7 +79,7 @@ FINDINGS = {
         Run("scdm", dict(S6, objective="scdm"), WHOLE_DIAL),
         Run("mdm", dict(S6, objective="mdm")),
     ),
-    # One GPU: all five objectives on 9x9 boards, the task of the paper's Figure 1.
+    # One GPU: all objectives on 9x9 boards, the task of the paper's Figure 1.
     "sudoku9-gen": (
         Run("ar", dict(GEN9, objective="ar")),
         Run("mtp-1", dict(GEN9, objective="mtp", window="1")),
@@ -87,6 +87,9 @@ FINDINGS = {
         Run("sidm", dict(GEN9, objective="sidm")),
         Run("scdm", dict(GEN9, objective="scdm"),
             each("latents", 0, 1, 2, 4, 8, 16, 32, 64, ALL)),
+        Run("bcdm", dict(GEN9, objective="bcdm"),
+            each("latents", 0, 1, 2, 4, 8, 16, 32, 64, ALL)),
+        Run("mtp-no-latents", dict(GEN9, objective="mtp-no-latents")),
         Run("mdm", dict(GEN9, objective="mdm")),
         Run("mdm-long", dict(GEN9, objective="mdm", max_seconds=240.0)),
     ),
@@ -159,16 +162,16 @@ NUM = {"demo": 512, "sudoku6": 8192, "windows": 8192, "sudoku9": 1000, "layouts"
 # EDIT HERE: what each figure draws (how: plumbing/figures.py; the names of rows: plumbing/pages.py)
 
 
-def families(preset, nudge=0, **at):
+def families(preset, mtp, labels, nudge=0, **at):
     """Both families of objectives. Dotted: two models, trained without and with latents.
-    at: where the label of a run stands, where that is not right of its last row."""
+    mtp: which run has none; labels: {run: label}, those that are drawn; at: where the label of a
+    run stands, where that is not right of its last row."""
     pairs = [Curve("", (f"{preset}/{a}", f"{preset}/{b}"), ":", GREY)
-             for a, b in (("sidm", "mdm"), ("mtp-1", "mtp-all"))]
-    labels = {"mtp-1": "mtp, W = 1", "mtp-all": "mtp, W = all"}
-    return (*pairs, *(Curve(labels.get(name, name), f"{preset}/{name}",
+             for a, b in (("sidm", "mdm"), (mtp, "mtp-all"))]
+    return (*pairs, *(Curve(label, f"{preset}/{name}", "o--" if name == mtp else "o-",
                             at=at.get(name.replace("-", "_"), (-1, 7, 0)),
                             nudge=nudge if name == "ar" else 0)
-                      for name in ("ar", "mtp-1", "mtp-all", "sidm", "mdm", "scdm")))
+                      for name, label in labels.items()))
 
 
 def four(preset, suffix="", **at):
@@ -242,21 +245,29 @@ def decoder_panels(run, test, ylim, legend):
                   legend=legend.replace("right", "left")))
 
 
-TRAINED = (("ar", 0), ("mtp-1", -5), ("mtp-all", 3), ("sidm", 7), ("scdm", 0), ("mdm", 6),
+NINE = {"ar": "ar", "mtp-no-latents": "mtp without\nlatents", "mtp-all": "mtp", "sidm": "sidm",
+        "mdm": "mdm", "scdm": "scdm", "bcdm": "bcdm"}
+SIX = {"ar": "ar", "mtp-1": "mtp, W = 1", "mtp-all": "mtp, W = all", "sidm": "sidm", "mdm": "mdm",
+       "scdm": "scdm"}
+TRAINED = (("ar", 0), ("mtp-1", -5), ("mtp-no-latents", 2), ("mtp-all", 7), ("sidm", 7),
+           ("scdm", 0), ("bcdm", -12), ("mdm", 3),
            ("mdm-long", 0))  # runs, and how far above its curve the label stands
 FIGURES = {  # name: panels in a row, height of a row in inches, panels
-    "boards-9x9": (2, 3.9, (
-        Panel("9x9 boards, against latents", "latents", families(
-            "sudoku9-gen", sidm=(0, 6, 12), mtp_1=(0, 6, 24))),
-        Panel("against measured time", "ms", families(
-            "sudoku9-gen", sidm=(0, -6, 10), mtp_1=(0, -6, -4))))),
+    "boards-9x9": (2, 3.6, (
+        Panel("9x9 boards, by latents", "latents", families(
+            "sudoku9-gen", "mtp-no-latents", NINE, -0.15, sidm=(0, 0, 11), ar=(0, 7, 0),
+            mtp_no_latents=(0, 8, -14), mdm=(-1, 7, 4), bcdm=(6, 8, -4), scdm=(6, 6, -6))),
+        Panel("by measured time", "ms", families(
+            "sudoku9-gen", "mtp-no-latents", NINE, sidm=(0, -6, 6), ar=(0, 7, 0),
+            mtp_no_latents=(0, 8, -14), mdm=(-1, 0, 9), bcdm=(6, 8, -4), scdm=(6, 6, -6))))),
     "boards-9x9-training": (1, 3.6, (Panel("9x9 boards during training", "seconds", tuple(
-        Curve(name, f"sudoku9-gen/{name}", at=(-1, 6, up)) for name, up in TRAINED)),)),
+        Curve(name, f"sudoku9-gen/{name}", "--" if "no-latents" in name else "-",
+              at=(-1, 6, up)) for name, up in TRAINED)),)),
     "boards-6x6": (2, 3.4, (
         Panel("6x6 boards, against latents", "latents", families(
-            "sudoku6", -0.15, sidm=(0, 6, 2), mtp_1=(0, 6, -6), mdm=(-1, 6, -5))),
+            "sudoku6", "mtp-1", SIX, -0.15, sidm=(0, 6, 2), mtp_1=(0, 6, -6), mdm=(-1, 6, -5))),
         Panel("against measured time", "ms", families(
-            "sudoku6", sidm=(0, -6, 0), mtp_1=(0, -6, 0), mdm=(-1, 6, -5))),
+            "sudoku6", "mtp-1", SIX, sidm=(0, -6, 0), mtp_1=(0, -6, 0), mdm=(-1, 6, -5))),
         Panel("demo: the shipped model on a CPU", "latents", (Curve("scdm", "demo/scdm"),)),
         Panel("against measured time", "ms", (Curve("scdm", "demo/scdm"),)))),
     "star-graphs": (3, 3.6, (

@@ -4,9 +4,8 @@
     T tokens in the forward pass   u unknown cells   c candidates   n latents   k cells per pass
 
 One pass of decode(): choose the candidates, choose the latents, rank them, predict, commit. What is
-not needed is not in the tensor, so fewer latents are really faster. Samples may start anywhere:
-with no cell known (generation) or with any cells given (puzzles, infilling), each with a different
-number of them.
+not needed is not in the tensor, so fewer latents are really faster. A sample may start with no cell
+known (generation) or with any cells given (puzzles, infilling).
 
     python sample.py --ckpt out/ckpt.pt --num 100              # generate, or solve test puzzles
     python sample.py --ckpt out/ckpt.pt --puzzles FILE --json  # solve a file, print one JSON object
@@ -23,11 +22,11 @@ import torch
 from tqdm import tqdm
 
 from diffusion import rank_with_prompt
-from metrics import SUMMED, summarize
+from metrics import SUMMED, show_count, summarize
 from model import CAUSAL
 from mtp import next_token_ranks
 from noise import certainty, sample_keys, sample_symbols, uniform
-from objectives import OBJECTIVES, show_count
+from objectives import OBJECTIVES
 
 # --------------------------------------------------------------------------------------------------
 # The sampler
@@ -44,7 +43,7 @@ def decode(model, task, objective, start, sampling, keys, history=None):
     per pass (plumbing/trace.py). For next-token objectives see decode_next_token().
     """
     unknown, k = (start[:, task.P:] == task.MASK).sum(dim=1), sampling.tokens_per_step  # (B,)
-    # Samples that meet in a pass (u, u + k, u + 2k, ... unknown cells at the start) are neighbours.
+    # Sort: samples that meet in a pass (u, u + k, u + 2k, ... unknown at the start) are contiguous.
     place = (unknown % k * (task.A + 1) - unknown).argsort(stable=True)
     tokens, keys, back = start[place], keys[place], place.argsort()
     counts = unknown.tolist()  # the only time the host waits for a GPU
@@ -108,8 +107,7 @@ def decode_next_token(model, task, objective, start, temperature, keys, use_cach
                       history=None):
     """Next-token decoding: as decode(), from left to right. No answer cell may be given.
 
-    With the cache each token is fed once: P + A - 1 pairs, because the last one is never fed.
-    Without it the whole prefix is fed in every pass.
+    With the cache each token but the last is fed once; without it the whole prefix in every pass.
     """
     rank = next_token_ranks(OBJECTIVES[objective].ranks, task, start.device)  # (S,) or CAUSAL
     tokens, cache = start[:, :task.P], model.new_cache() if use_cache else None
@@ -117,9 +115,8 @@ def decode_next_token(model, task, objective, start, temperature, keys, use_cach
     confidence = torch.zeros(len(start), device=start.device)
     for step in range(task.A):
         new, T = tokens[:, cached:], tokens.shape[1]
-        rank_now = CAUSAL  # a single new token sees all that is cached
-        if rank is not CAUSAL and cached == 0:
-            rank_now = rank[:T]
+        # a single new token sees all that is cached
+        rank_now = CAUSAL if rank is CAUSAL or cached else rank[:T]
         positions = torch.arange(cached, T, device=start.device)
         logits = model(new, positions, rank_now, cache=cache)[:, -1].float()  # (B, K)
         symbol = sample_symbols(logits, temperature, uniform(keys, step, task.K))  # (B,)
@@ -174,7 +171,7 @@ def evaluate(model, task, objective, sampling, start, references, seed, device, 
     None are used after it, to score. What is measured: metrics.py; stats: of each sample, see
     decode(). restarts: so many times the samples whose answer breaks the rules are decoded again
     from their start, at T = 1 where decoding is greedy; their passes and tokens add up, and history
-    is of the last attempt. The rules may be asked, the reference may not.
+    is of the last attempt. Restarts use the rule checker only, never a reference.
     """
     generation = not task.unique_answer and bool(task.blanks(start).all())
     keys = sample_keys(seed, start, copies_differ=generation or sampling.temperature > 0)

@@ -4,7 +4,7 @@
 
     python train.py --preset sudoku4 --objective scdm --out out/s4      # train
     python train.py --out out/s4 --resume                               # go on after Ctrl-C or kill
-    torchrun --nproc-per-node 2 train.py --preset sudoku9 --out out/s9  # same batches on two GPUs
+    torchrun --nproc-per-node 2 train.py --preset sudoku4 --out out/s4  # same batches on two GPUs
 
 OUT holds ckpt.pt, which is whole at any moment, and log.csv. config.py lists what can be chosen.
 """
@@ -42,7 +42,7 @@ def training_loss(model, tokens, level, W, task, config):
     """The loss of config.objective, in nats per scored token, averaged over the batch.
 
     tokens (B, S); level (B, A) and W from the objective's mask(). With config.deep_supervision its
-    gradient holds more than its value does (diffusion.auxiliary_loss).
+    gradient includes terms that its value omits (diffusion.auxiliary_loss).
     """
     objective, every = OBJECTIVES[config.objective], config.deep_supervision
     loss = objective.loss(model, tokens, level, W, task, objective.ranks, read_every=every)
@@ -70,7 +70,7 @@ def make_optimizers(model, config, device):
 
 
 def lr_scale(step, seconds, config):
-    """Linear warm-up, constant, linear decay to 0. Progress: steps or seconds, what is further."""
+    """Linear warm-up, constant, linear decay to 0. Progress: of steps or of seconds, the larger."""
     progress = step / config.max_steps
     if config.max_seconds:
         progress = max(progress, seconds / config.max_seconds)
@@ -81,11 +81,10 @@ def lr_scale(step, seconds, config):
 
 
 def make_step(state):
-    """-> step(lr_scale): one optimiser step, returning the loss on the device.
+    """-> step(lr_scale): one optimiser step, returning the loss (on the device: no waiting).
 
-    Reading the loss at every step would force a GPU synchronisation. Several ranks and
-    micro-batches draw the same batch and masks; each computes some of the samples, and gradients
-    are averaged. On one GPU the same function runs as a CUDA graph.
+    Several processes draw the same batch and masks; each computes the loss of some of the samples,
+    and gradients are averaged. On one GPU the same function runs as a CUDA graph.
     """
     config, task, generator = state.config, state.task, state.generator
     fast = config.compile and state.device.type == "cuda" and compiler_works(state.device)
@@ -153,7 +152,7 @@ def make_state(config, task, device, autocast, ddp_rank=0, world_size=1, saved=N
 
 @torch.no_grad()
 def held_out_loss(state):
-    """The loss on data that training never draws, under uniform masks that are always the same."""
+    """The loss on held-out data (of 4x4 boards training sees all), under the same uniform masks."""
     config = replace(state.config, deep_supervision=0, mask_rate_a=1.0, mask_rate_b=1.0,
                      uniform_fraction=0.0)
     tokens, given = state.task.held_out(config.eval_samples)
@@ -192,7 +191,7 @@ def loop(state, test_set, log, bar, asked_to_stop):
         log_due, eval_due, save_due = (every and state.step % every == 0 for every in (
             config.log_every_steps, config.eval_every_steps, config.checkpoint_every_steps))
         time_is_up = state.time_is_up(state.seconds + time.perf_counter() - clock)
-        stop_now = asked_to_stop and world_size == 1  # several ranks stop together, at a due step
+        stop_now = asked_to_stop and world_size == 1  # several stop together, at a due step
         at_end = state.step == config.max_steps or time_is_up
         if not (log_due or eval_due or save_due or at_end or stop_now):
             continue
@@ -210,7 +209,7 @@ def loop(state, test_set, log, bar, asked_to_stop):
             row[4:] = f"{held_out_loss(state):.5f}", metrics["solved"], metrics["num"]
             state.solved = 0 < config.stop_at_solved <= metrics["solved_rate"]
             ended |= state.solved
-        # 4. log and save; what one rank knows, the others learn
+        # 4. log and save; share the stop flags across processes
         ended, stopped = (n > 0 for n in all_reduce_sum([ended, stopped], device, world_size))
         write_row(row)
         log.flush()
@@ -234,7 +233,7 @@ def begin(config, resume):
     if saved:
         configuration.check_same_run(saved["config"], asdict(config), file)
     state = make_state(config, task, device, autocast, ddp_rank, world_size, saved)
-    if ddp_rank == 0:  # one rank speaks for all
+    if ddp_rank == 0:  # one process reports for all
         check_out(config, resume)
         say(f"{task.name} {config.objective}, {state.model.num_params():,} parameters, {reason}")
     return state
@@ -260,12 +259,13 @@ def train(config, resume=False):
                 desc=f"{config.task} {config.objective}", **silent) as bar:
             metrics, stopped = loop(state, test_set, log, bar, asked)
     except OSError as e:  # log.csv or stderr: a full disk, or whoever reads it went away
-        if state.ddp_rank == 0 and all(p.isfinite().all() for p in state.model.parameters()):
+        finite = all(p.isfinite().all() for p in state.model.parameters())
+        if finite and state.ddp_rank == 0:
             save(state, state.file)
         if isinstance(e, BrokenPipeError):
             raise
         raise BadInput(f"cannot write to {config.out} or stderr: {e.strerror}; step {state.step} "
-                       "is saved") from None
+                       f"is {'saved' if finite else 'not saved'}") from None
     finally:
         log.close()
         if state.world_size > 1:

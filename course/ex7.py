@@ -13,7 +13,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)
 
-from objectives import make_sampling_params, show_count
+from metrics import show_count
+from objectives import make_sampling_params
 from plumbing.checkpoint import load_model
 from plumbing.cli import ALL, Parser, choose_device, end, number, path, run
 from sample import evaluate

@@ -1,23 +1,22 @@
-"""Puzzle files that people bring: a file's text, sudoku boards in the common formats, graph lines.
+"""Puzzle files of users: text of a file, Sudoku boards in the common formats, lines of graphs.
 
     N board side (4, 6 or 9)   A = N*N cells of a board, row by row
 
-Nothing is guessed. What can be read in one way only is accepted, and `notes` say what was taken for
-what. Everything else is a BadInput: one line that shows a legal line. Whether a board breaks the
-rules, or has one solution, is not asked here.
+A text is accepted if it can be read in exactly one way; `notes` say how it was read. Everything
+else raises a BadInput: one line that ends with an example of a legal line. This file does not check
+whether a board follows the rules or has one solution.
 """
 import csv
-import math
 import os
 import re
 import stat
 from itertools import islice
 from typing import NamedTuple
 
-from errors import BadInput, printable as escaped
+from errors import BadInput, printable
 
 LARGEST_FILE = 200_000_000  # bytes
-BAND = {4: 2, 6: 2, 9: 3}  # rows of a box: gaps between the lines of a board stand here only
+BAND = {4: 2, 6: 2, 9: 3}  # rows of a box: only after so many rows may a gap follow
 EXAMPLE = {
     4: "...2.....3...43.",
     6: "5...42...5..4.3......2..641.........",
@@ -26,12 +25,11 @@ EXAMPLE = {
 GRAPH_EXAMPLE = "1,2|2,3/1,3=1,2,3"
 
 EMPTY = ".0*_-xX?"  # marks of an empty cell
-UNUSUAL = set(EMPTY) - set(".0")  # those that are worth a note
+UNUSUAL = set(EMPTY) - set(".0")  # reported in a note
 LEGAL = {N: set("123456789"[:N] + EMPTY) for N in BAND}
-CELLS = LEGAL[9]  # what looks like a cell, on whatever board
-SIDES = (4, 6, 9, 16, 25)  # of boards that people have
+CELLS = LEGAL[9]  # characters that look like a cell of any board
 TO_DOT = str.maketrans(dict.fromkeys(EMPTY, "."))
-TO_SPACE = str.maketrans(",|/", "   ")  # what may stand between the cells or the rows of a board
+TO_SPACE = str.maketrans(",|/", "   ")  # separators of cells or rows
 
 PUZZLE_NAMES = ("puzzle", "puzzles", "quiz", "quizzes", "question", "sudoku")
 SOLUTION_NAMES = ("solution", "solutions", "answer", "answers")
@@ -46,19 +44,14 @@ class Entry(NamedTuple):
 # -- text --
 
 
-def printable(text, limit=60):
-    """Foreign text for a message: control characters escaped, shortened."""
-    return escaped(text, limit)
-
-
 def read_text(file):
-    """The text of a file in UTF-8 or UTF-16 (with a BOM), its newlines as "\\n".
+    """The text of a file in UTF-8 or UTF-16 (with a BOM), with "\\n" for every newline.
 
-    Raises BadInput where the file is missing, unreadable, no regular file, too large or not text.
+    Raises BadInput if the file is missing, unreadable, not a regular file, too large or not text.
     """
     name = printable(file, limit=200)
     try:
-        status = os.stat(file)  # asked before opening: to open a pipe would wait for its writer
+        status = os.stat(file)  # before opening: opening a pipe would wait for its writer
         if stat.S_ISDIR(status.st_mode):
             raise BadInput(f"cannot read {name}: it is a directory; give a file in it")
         if not stat.S_ISREG(status.st_mode):
@@ -77,12 +70,12 @@ def read_text(file):
         what = f"byte {error.start + 1} is not UTF-{16 if utf16 else 8} text"
         raise BadInput(f"cannot read {name}: {what}; unpack it or save it as UTF-8") from None
     if "\0" in text:
-        raise BadInput(f"cannot read {name}: it is binary (holds NUL); give a text file")
+        raise BadInput(f"cannot read {name}: it is binary (contains NUL); give a text file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def without_comment(line, trailing=True):
-    """The line stripped, "" if blank or a comment. trailing: what follows " #" is a comment too."""
+    """The line stripped, "" if blank or a comment. trailing: " #" begins a comment, too."""
     line = line.strip()
     if line.startswith(("#", ";", "%", "//")):
         return ""
@@ -91,27 +84,22 @@ def without_comment(line, trailing=True):
     return line
 
 
-def data_lines(text, trailing=True):
-    """The lines that hold something: list of (number from 1, line stripped, without comment)."""
-    lines = [without_comment(line, trailing) for line in text.split("\n")]
-    return [(number, line) for number, line in enumerate(lines, start=1) if line]
-
-
 def placer(text, name):
-    """A function from a line number to the words of a message: "FILE line 7"."""
+    """A function from a line number to its name in messages: "FILE line 7"."""
     name = printable(name, limit=200)
     if name.startswith("--") and "\n" not in text.strip():
-        return lambda number: name  # the value of an option has no lines to count
+        return lambda number: name  # the value of a flag has one line
     return lambda number: f"{name} line {number}"
 
 
 def read_paths(text, name, limit=None):
-    """Graph puzzles, one per line -> list of (line, place). Raises BadInput where there is none.
+    """Graph puzzles, one per line -> list of (line, place). Raises BadInput if there is none.
 
-    Only whole lines are comments here: what a line holds is read by the task.
+    Only whole lines are comments here. The task reads what is in a line.
     """
     place = placer(text, name)
-    lines = [(line, place(number)) for number, line in data_lines(text, trailing=False)]
+    lines = [(line, place(number)) for number, raw in enumerate(text.split("\n"), start=1)
+             if (line := without_comment(raw, trailing=False))]
     if not lines:
         raise BadInput(f"{printable(name, 200)} holds no puzzle; a legal line: {GRAPH_EXAMPLE}")
     return lines[:limit]
@@ -121,14 +109,14 @@ def read_paths(text, name, limit=None):
 
 
 def read_sudoku(text, name, N, limit=None):
-    """Puzzles in any of the formats -> (list of Entry, list of notes: what was taken for what).
+    """Puzzles in any of the formats -> (list of Entry, list of notes: how the text was read).
 
-    A line holds a puzzle, perhaps its solution and other fields; or a puzzle with its cells or rows
-    set apart; or one row, and N such lines are a puzzle. Or the text is CSV with a header.
-    Reads the first `limit` puzzles and looks at nothing behind them.
-    Raises BadInput that names the place and what is wrong there, and shows a legal line.
+    A line holds a puzzle, optionally with its solution and other fields; or a puzzle with
+    separators between its cells or rows; or one row, and N such lines are a puzzle. Or the text is
+    CSV with a header. Reads the first `limit` puzzles and ignores the rest.
+    Raises BadInput that names the place and the mistake, and shows a legal line.
     """
-    notes = {}  # kind -> sentence: each kind is said once
+    notes = {}  # kind -> sentence: each kind is reported once
     lines, place = text.split("\n"), placer(text, name)
     first = next((i for i, line in enumerate(lines) if without_comment(line)), 0)
     try:
@@ -146,26 +134,26 @@ def read_sudoku(text, name, N, limit=None):
 
 
 def refusal(place, what, N):
-    """The BadInput for `what` is wrong at `place`; the remedy is a line that can be copied."""
+    """A BadInput that says what is wrong at `place` and shows a line that can be copied."""
     return BadInput(f"{place}: {what}; a legal line: {EXAMPLE[N]}")
 
 
 class Row(NamedTuple):
     cells: str  # N characters
-    gap: str  # what stood between it and the line before: " " for a blank line, "-" for a rule
+    gap: str  # between it and the line before: " " for a blank line, "-" for a separator line
     place: str
 
 
 def read_lines(lines, place, N, notes):
     """All formats but CSV: yields each Entry. Raises BadInput."""
-    rows, gap = [], ""  # rows of the board under way
+    rows, gap = [], ""  # rows of the unfinished board
     for number, raw in enumerate(lines, start=1):
         line = without_comment(raw)
         if not line:
-            gap += "" if raw.strip() else " "  # a comment may stand anywhere
+            gap += "" if raw.strip() else " "  # a comment is not a gap
             continue
         try:
-            if is_rule(line, N):
+            if is_separator(line, N):
                 gap += "-"
                 continue
             cells, solution = read_line(line, N, notes)
@@ -173,14 +161,14 @@ def read_lines(lines, place, N, notes):
                 rows.append(Row(cells, gap, place(number)))
                 check_row(rows, N)
             elif rows:
-                raise BadInput(f"a whole board after {len(rows)} of the {N} rows of another one")
+                raise BadInput(f"a whole board, but the board above has {len(rows)} of {N} rows")
         except BadInput as error:
             raise refusal(place(number), error, N) from None
         gap = ""
         if not rows:
             yield Entry(cells, solution, place(number))
         elif len(rows) == N:
-            notes["rows"] = f"took {N} lines of {N} cells for a board"
+            notes["rows"] = f"read {N} lines of {N} cells as a board"
             yield Entry("".join(row.cells for row in rows), None, rows[0].place)
             rows = []
     if rows:
@@ -188,28 +176,29 @@ def read_lines(lines, place, N, notes):
         raise refusal(rows[0].place, what, N)
 
 
-def is_rule(line, N):
+def is_separator(line, N):
     """Is this a line around a board or between bands, like "------+-------+------"?
 
-    Raises BadInput where it could be an empty board as well.
+    Raises BadInput if it could also be an empty board.
     """
     if line[0] not in "-=+|*" or not set(line) <= set("-=+|* \t") or not set(line) & set("-="):
         return False
     if set(line) <= LEGAL[N] and len(line) == N * N:
-        raise BadInput("this may be a rule or an empty board; write . for an empty cell")
+        raise BadInput("this may be a separator line or an empty board; write . for an empty cell")
     return True
 
 
 def check_row(rows, N):
-    """Raises BadInput where the last row cannot belong to the rows before it.
+    """Raises BadInput if the last row cannot belong to the rows before it.
 
-    Blank lines and rules stand between bands only, and before each band the same ones. So a board
-    that lacks rows is not filled up from the next one.
+    Blank and separator lines are legal between bands only, the same ones before each band. So a
+    board that lacks rows is not completed with rows of the next board.
     """
     above, band = len(rows) - 1, BAND[N]
     expected = "" if above % band else rows[min(above, band)].gap
     if rows[-1].gap != expected:
-        raise BadInput(f"a blank line or rule is missing or too many after {above} rows of a board")
+        raise BadInput(f"after {above} rows of a board a blank or separator line is missing, or "
+                       "there is one too many")
 
 
 def read_line(line, N, notes):
@@ -220,10 +209,10 @@ def read_line(line, N, notes):
     if not boards:
         cells = one_board(line, N)
         if len(cells) == N and "-" in cells:
-            raise BadInput("among rows a - draws rules; write . for an empty cell")
+            raise BadInput("between rows, - is a separator; write . for an empty cell")
         return with_dots(cells, notes), None
     if len(boards) > 2:
-        raise BadInput(f"{len(boards)} boards on a line; legal are a puzzle and its solution")
+        raise BadInput(f"{len(boards)} boards on a line; only a puzzle and its solution are legal")
     if len(boards) < len(fields):
         check_others(fields, boards, N, notes)
     puzzle = with_dots(boards[0], notes)
@@ -231,15 +220,15 @@ def read_line(line, N, notes):
 
 
 def check_others(fields, boards, N, notes):
-    """Notes the fields that are no boards. Raises BadInput for one that was meant as a board."""
+    """Adds a note for fields that are no boards. Raises BadInput for a board with a mistake."""
     for field in (field for field in fields if field not in boards):
         if 2 * len(field) > N * N and mostly_cells(field):
             raise BadInput(complaint(field, [field], N))
-        notes.setdefault("field", f"ignored what stands beside puzzles, like '{printable(field)}'")
+        notes.setdefault("field", f"ignored other fields, for example '{printable(field)}'")
 
 
 def check_solution(cells, N):
-    """The solution as it is. Raises BadInput where a cell is empty."""
+    """The solution, unchanged. Raises BadInput if a cell is empty."""
     empty = cells.translate(TO_DOT).find(".")
     if empty >= 0:
         row, column = empty // N + 1, empty % N + 1
@@ -248,7 +237,7 @@ def check_solution(cells, N):
 
 
 def one_board(text, N):
-    """The A cells of a board or N cells of a row, without what is between. Raises BadInput."""
+    """The A cells of a board or N cells of a row, without separators. Raises BadInput."""
     if ",," in "".join(text.split()):
         raise BadInput("nothing between two commas; write . for an empty cell")
     pieces = text.translate(TO_SPACE).split()
@@ -262,33 +251,31 @@ def one_board(text, N):
 def with_dots(cells, notes):
     """The cells with . for each mark of an empty cell; unusual marks are noted."""
     for mark in sorted(UNUSUAL & set(cells)):
-        notes[mark] = f"took '{mark}' for an empty cell"
+        notes[mark] = f"read '{mark}' as an empty cell"
     return cells.translate(TO_DOT)
 
 
 def mostly_cells(text):
-    """Was this meant as cells, of whatever board? Three of four characters are digits or marks."""
+    """Was this meant as cells of some board? Three of four characters are digits or marks."""
     return 4 * sum(character in CELLS for character in text) > 3 * len(text)
 
 
+def wrong_length(count, N):
+    return f"{count} characters where {N * N} are needed; this model was trained on {N}x{N} boards"
+
+
 def complaint(line, pieces, N):
-    """What is wrong with a line that is no board: a phrase. pieces: the line, split."""
+    """What is wrong with a line that is not a board: a phrase. pieces: the line, split."""
     text = max(pieces, key=len, default="")
-    if 2 * len(text) <= N * N:  # no piece comes near a board: they are cells or rows of one
+    if 2 * len(text) <= N * N:  # no piece is nearly a board: they are cells or rows of one
         text = "".join(pieces)
     if not mostly_cells(text):
-        return f"'{printable(line)}' is no puzzle"
-    count, side = len(text), math.isqrt(len(text))
-    trained = f"this model was trained on {N}x{N}"
-    if count not in (N, N * N):
-        if side in SIDES and side * side == count:
-            return f"holds a board of {count} cells ({side}x{side}); {trained}"
-        if count in BAND:
-            return f"holds a row of {count} cells; {trained}"
-        return f"{count} characters where {N * N} are needed"
+        return f"'{printable(line)}' is not a puzzle"
+    if len(text) not in (N, N * N):
+        return wrong_length(len(text), N)
     for character in text:
         if character not in LEGAL[N]:
-            return f"'{printable(character)}' is no cell; legal: 1 to {N}, and . where it is empty"
+            return f"'{printable(character)}' is not a cell; legal: 1 to {N}, and . if it is empty"
     return f"these cells are neither a board nor a row of {N} cells"
 
 
@@ -298,7 +285,7 @@ def complaint(line, pieces, N):
 def csv_header(line):
     """(delimiter, column names) if the line names a puzzle column, else None.
 
-    Raises BadInput where it names columns, and none of them is a puzzle.
+    Raises BadInput if it names columns and none of them is a puzzle.
     """
     for delimiter in ",;\t":
         try:
@@ -317,14 +304,14 @@ def csv_header(line):
 def read_csv(lines, first, header, place, N, notes):
     """The rows below the header, lines[first]: yields each Entry. Raises BadInput."""
     delimiter, names = header
-    number = first + 1  # of the line that a row begins on: quoted fields hold newlines
+    number = first + 1  # the line on which a row begins: quoted fields may contain newlines
     rows = csv.reader((line + "\n" for line in lines[number:]), delimiter=delimiter,
-                      skipinitialspace=True, strict=True)  # strict: a quote left open is an error
+                      skipinitialspace=True, strict=True)  # strict: an open quote is an error
     try:
         puzzle, solution = take_columns(names, notes)
         number += 1
         for row in rows:
-            if not is_aside(row, names, puzzle):
+            if not is_comment(row, names, puzzle):
                 boards = csv_boards(row, names, puzzle, solution, N, notes)
                 yield Entry(*boards, place(number))
             number = first + 2 + rows.line_num
@@ -335,7 +322,7 @@ def read_csv(lines, first, header, place, N, notes):
 
 
 def take_columns(names, notes):
-    """(puzzle column, solution column or None), from 0. Raises BadInput where there are two."""
+    """(puzzle column, solution column or None), from 0. Raises BadInput if there are two."""
     puzzles = [i for i, name in enumerate(names) if name in PUZZLE_NAMES]
     solutions = [i for i, name in enumerate(names) if name in SOLUTION_NAMES]
     for taken in (puzzles, solutions):
@@ -343,15 +330,15 @@ def take_columns(names, notes):
             same = " and ".join(f"'{names[i]}'" for i in taken)
             raise BadInput(f"the columns {same} mean the same; keep one")
     others = [name for i, name in enumerate(names) if i not in puzzles + solutions]
-    note = f"took column '{names[puzzles[0]]}' for the puzzle"
-    note += f" and '{names[solutions[0]]}' for the solution" if solutions else ""
+    note = f"read column '{names[puzzles[0]]}' as the puzzle"
+    note += f" and '{names[solutions[0]]}' as the solution" if solutions else ""
     note += f", ignored {printable(', '.join(others))}" if others else ""
     notes["columns"] = note
     return puzzles[0], solutions[0] if solutions else None
 
 
-def is_aside(row, names, puzzle):
-    """Is this row blank or a comment? A "#" may also begin the id of a row with all its columns."""
+def is_comment(row, names, puzzle):
+    """Is this row blank or a comment? A "#" may also begin the id of a complete row."""
     if len(row) < 2 and not "".join(row).strip():
         return True
     return row[0].startswith("#") and (puzzle == 0 or len(row) != len(names))
@@ -365,5 +352,5 @@ def csv_boards(row, names, puzzle, solution, N, notes):
     if solution is not None and row[solution].strip():
         boards.append(check_solution(one_board(row[solution], N), N))
     if N in [len(board) for board in boards]:
-        raise BadInput(f"{N} characters where {N * N} are needed")
+        raise BadInput(wrong_length(N, N))
     return with_dots(boards[0], notes), boards[1] if len(boards) == 2 else None

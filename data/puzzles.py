@@ -1,14 +1,13 @@
-"""Sudoku boards by randomised search, and minimal puzzles, thousands side by side on numpy arrays.
+"""Sudoku boards by randomised search; minimal puzzles, thousands at the same time in numpy.
 
     N board side (4, 6 or 9)   A = N*N cells, row by row   B boards or puzzles   digits are 0..N-1
-    L lanes: puzzles that are worked on at the same time, each with a search of its own
-    mask: the digits that a cell may still hold, as bits; digit d is the bit 1 << d
+    L lanes: puzzles that are searched at the same time, each with a search of its own
+    mask: the digits that are still possible in a cell, as bits; digit d is the bit 1 << d
 
-A puzzle is a board and its givens. Here it has exactly one solution, and it is MINIMAL: take any
-given away and there is a second one. Whoever wants easier puzzles adds givens (add_givens): what
-fits more givens fits the fewer too, so a puzzle with one solution keeps just that one.
+A puzzle is a board and its givens. It has exactly one solution, and it is MINIMAL: without any one
+of its givens there is a second solution. add_givens() makes easier puzzles: every solution of the
+puzzle with more givens also solves the one with fewer, so the solution stays unique.
 """
-import ctypes
 import math
 import os
 import random
@@ -24,16 +23,14 @@ import numpy as np
 from tqdm import tqdm
 
 BOX = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows, columns of a box
-TARGETS = {4: (4, 9), 6: (8, 20), 9: (20, 34)}  # fewest and most givens that are asked for
+TARGETS = {4: (4, 9), 6: (8, 20), 9: (20, 34)}  # smallest and largest number of givens
 
-# Row i of a set comes from the random stream of its chunk of rows, whichever process makes it.
+# A set is made in chunks. Each has a random stream of its own, whichever process makes it.
 BOARD_CHUNK = 100
-PUZZLE_CHUNK = 1000  # the lanes of minimal_givens: many, so that numpy's cost per call is shared
-# A 9x9 board costs about as much as a minimal puzzle, so four of them share one. More to a board
-# would save little, and the set would hold fewer boards.
+PUZZLE_CHUNK = 1000  # lanes of minimal_givens: many, to share numpy's cost per call
+# A 9x9 board costs about as much as a minimal puzzle, so four puzzles share one board. More would
+# save little time, and the set would have fewer different boards.
 PER_BOARD = 4
-
-PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>: the signal that a process gets when its parent ends
 
 
 @lru_cache
@@ -70,10 +67,10 @@ class TooHard(Exception):
 
 
 def solve(cells, N, limit=2, rng=None, max_nodes=None):
-    """Up to `limit` completions of cells (list of N*N digits 0..N-1, or -1 where empty).
+    """Up to `limit` completions of cells (list of N*N digits 0..N-1, or -1 if empty).
 
     Depth-first search on bitmasks, the cell with the fewest candidates first. With rng, digits are
-    tried in random order. Contradicting givens have no completion. Raises TooHard after max_nodes.
+    tried in random order. Contradictory givens have no completion. Raises TooHard after max_nodes.
     """
     where, board = places(N), list(cells)
     free = _free_digits(board, N)
@@ -83,7 +80,7 @@ def solve(cells, N, limit=2, rng=None, max_nodes=None):
     empty = [cell for cell, digit in enumerate(board) if digit < 0]
     found, nodes = [], 0
 
-    def descend():  # -> True when enough was found
+    def descend():  # -> True when enough solutions were found
         nonlocal nodes
         nodes += 1
         if max_nodes and nodes > max_nodes:
@@ -94,7 +91,7 @@ def solve(cells, N, limit=2, rng=None, max_nodes=None):
         index, mask = _fewest_candidates(empty, where, row, column, box)
         if not mask:
             return False
-        cell, empty[index] = empty[index], empty[-1]  # take it out, in constant time
+        cell, empty[index] = empty[index], empty[-1]  # remove it, in constant time
         empty.pop()
         r, c, b = where[cell]
         digits = [d for d in range(N) if mask >> d & 1]
@@ -114,7 +111,7 @@ def solve(cells, N, limit=2, rng=None, max_nodes=None):
                 return True
         board[cell] = -1
         empty.append(cell)
-        empty[index], empty[-1] = empty[-1], empty[index]  # and put it back where it was
+        empty[index], empty[-1] = empty[-1], empty[index]  # put it back at its index
         return False
 
     descend()
@@ -153,9 +150,9 @@ def _fewest_candidates(empty, where, row, column, box):
 
 @lru_cache
 def all_boards_4x4():
-    """The 288 boards of side 4, for random_board.
+    """The 288 boards of side 4. random_board() draws from this list, and so uniformly.
 
-    Randomised search is not uniform on them (total variation about 0.17); a draw from a list is.
+    Randomised search is not uniform (total variation about 0.17).
     """
     return solve([-1] * 16, 4, limit=289)
 
@@ -168,10 +165,10 @@ def random_board(N, rng):
 
 
 def search_nats(board, N):
-    """-log of the probability that randomised search makes this board, in nats.
+    """-log of the probability that randomised search finds this board, in nats.
 
-    At each cell that the search comes to, the digit is uniform among those that lead to a board:
-    the others are tried in vain. For 4x4 this is what random_board would do without its list.
+    At each cell that the search visits, the digit is uniform among those that can be completed,
+    because the search backtracks from the others. (For 4x4, random_board() uses a list instead.)
     """
     where, made, empty = places(N), [-1] * (N * N), list(range(N * N))
     nats = 0.0
@@ -194,37 +191,39 @@ def search_nats(board, N):
 
 
 def minimal_givens(boards, orders, N):
-    """Take each given away, if it can go, in the order that is given: what is left is minimal.
+    """Remove each given that can be removed, in the order of `orders`: the rest is minimal.
 
     boards (B, A) integers, orders (B, A): a permutation of the cells each -> givens (B, A) bool.
     Row i depends on row i alone.
 
-    A given can go if no solution has another digit in its cell. That is a question about masks: the
-    other givens are known, this cell may hold anything but its digit, and empty cells anything. A
-    lane sweeps until its question is decided; where sweeps do not decide, it splits the search in
-    two and puts one half on its stack. Then it goes on to its next question. A given that had to
-    stay once has to stay for good, as taking others away only adds solutions: one pass is enough.
+    A given can be removed if no solution has another digit in its cell. As a question about masks:
+    the other givens are known, this cell may have any digit but its own, empty cells any digit. A
+    lane sweeps until its question is answered. If sweeps make no progress, it splits the search in
+    two and puts one half on its stack. Then it asks its next question. Removing other givens only
+    adds solutions, so a given that cannot be removed now cannot be removed later: one pass is
+    enough.
     """
     B, A = boards.shape
     truth = np.uint16(1) << boards.astype(np.uint16)
     givens = np.ones((B, A), bool)
     asked = np.zeros(B, int)  # questions answered so far
-    stack = np.empty((B, A, A), np.uint16)  # a split fixes a cell, so at most A halves wait
+    stack = np.empty((B, A, A), np.uint16)  # a split fixes a cell: at most A halves
     height = np.zeros(B, int)
     rows = np.arange(B)  # the puzzle of each lane
     masks = np.ascontiguousarray(_question(truth, givens, orders, asked, rows, N))  # (A, L)
     while len(rows):
         masks, dead, stuck = _sweep(masks, N)
 
-        # A contradiction: back to the half on top of the stack. If none waits, the given can go.
-        waits = height[rows] > 0
-        back, refuted = np.flatnonzero(dead & waits), np.flatnonzero(dead & ~waits)
+        # A contradiction: take the half on top of the stack. If it is empty, remove the given.
+        stacked = height[rows] > 0
+        back, refuted = np.flatnonzero(dead & stacked), np.flatnonzero(dead & ~stacked)
         height[rows[back]] -= 1
         masks[:, back] = stack[rows[back], height[rows[back]]].T
         row = rows[refuted]
         givens[row, orders[row, asked[row]]] = False
 
-        # No progress: a second solution if every cell is known, so the given stays; else split.
+        # No progress: if every cell is known, this is a second solution and the given stays.
+        # Otherwise split.
         at_rest = np.flatnonzero(stuck & ~dead)
         cell, known = _fewest(np.take(masks, at_rest, axis=1), N)
         split, cell, found = at_rest[~known], cell[~known], at_rest[known]
@@ -235,7 +234,7 @@ def minimal_givens(boards, orders, N):
         height[row] += 1
         masks[cell, split] = first
 
-        # Answered: the next question. A lane that has had its last one is closed.
+        # Answered: ask the next question. A lane without further questions is closed.
         answered = np.concatenate([refuted, found])
         height[rows[answered]] = 0
         asked[rows[answered]] += 1
@@ -248,7 +247,7 @@ def minimal_givens(boards, orders, N):
 
 
 def _question(truth, givens, orders, asked, rows, N):
-    """Masks (A, L) that ask of puzzles `rows` (L,): is there another digit for the next cell?"""
+    """Masks (A, L) for puzzles `rows` (L,): is there a solution with another digit in the cell?"""
     full = np.uint16((1 << N) - 1)
     masks = np.where(givens[rows], truth[rows], full)
     cell = orders[rows, asked[rows]]
@@ -257,14 +256,14 @@ def _question(truth, givens, orders, asked, rows, N):
 
 
 def _fewest(masks, N):
-    """masks (A, L) -> the cell with the fewest candidates (two or more), is every cell known."""
+    """masks (A, L) -> the cell with the fewest candidates (two or more); is every cell known?"""
     count = np.bitwise_count(masks)
     count[count == 1] = N + 1
     return count.argmin(axis=0), count.min(axis=0) > N
 
 
 def _first_half(mask, truth):
-    """mask (L,) -> the bit to try first: the board's (a second solution is mostly near), or any."""
+    """mask (L,) -> the bit to try first: the board's (second solutions are similar), or any."""
     return np.where(mask & truth, truth, mask & -mask)
 
 
@@ -272,8 +271,8 @@ def _sweep(masks, N):
     """One round of naked and hidden singles in every lane.
 
     masks (A, L) -> new masks (A, L); dead (L,) bool: a contradiction; stuck (L,) bool: no new
-    single, so another sweep would change nothing. Not every contradiction is seen at once. But a
-    lane that is not dead and knows every cell is a solution: each unit has N digits in N cells.
+    single, so another sweep would change nothing. Some contradictions are found by later sweeps
+    only. But a lane that is not dead and knows every cell is a solution: each unit has N digits.
     """
     known = _is_single(masks)
     placed = masks * known
@@ -281,20 +280,20 @@ def _sweep(masks, N):
     in_rows, in_columns = (np.bitwise_or.reduce(grid, axis=axis) for axis in (1, 0))
     in_boxes = np.bitwise_or.reduce(boxes, axis=(1, 3))
     taken = _around_each_cell(in_rows, in_columns, in_boxes, N)
-    new = masks & ~(taken ^ placed)  # naked singles: others lose the digit, its own cell keeps it
+    new = masks & ~(taken ^ placed)  # naked singles: the other cells of the units lose the digit
 
     h, w = BOX[N]
     grid, boxes = _shaped(new, N)
-    in_rows, one_row = _at_least_and_just_once([grid[:, k] for k in range(N)])
-    in_columns, one_column = _at_least_and_just_once([grid[k] for k in range(N)])
+    in_rows, one_row = _once_or_more_and_once([grid[:, k] for k in range(N)])
+    in_columns, one_column = _once_or_more_and_once([grid[k] for k in range(N)])
     in_box = [boxes[:, i, :, j] for i in range(h) for j in range(w)]
-    in_boxes, one_box = _at_least_and_just_once(in_box)
+    in_boxes, one_box = _once_or_more_and_once(in_box)
     everywhere = in_rows & in_columns & in_boxes.reshape(in_rows.shape)
-    dead = np.bitwise_and.reduce(everywhere, axis=0) != (1 << N) - 1  # no place for a digit
+    dead = np.bitwise_and.reduce(everywhere, axis=0) != (1 << N) - 1  # no cell for a digit
 
     hidden = _around_each_cell(one_row, one_column, one_box, N)
     hidden &= new
-    np.copyto(new, hidden, where=hidden != 0)  # hidden singles: the one place left for a digit
+    np.copyto(new, hidden, where=hidden != 0)  # hidden singles: the only cell for a digit
     dead |= np.minimum.reduce(new, axis=0) == 0  # no digit for a cell
     stuck = (_is_single(new) == known).all(axis=0)
     return new, dead, stuck
@@ -313,7 +312,7 @@ def _shaped(masks, N):
 
 
 def _around_each_cell(rows, columns, boxes, N):
-    """Masks of rows, columns (N, L), boxes (N // h, N // w, L) -> (A, L): a cell's three, or-ed."""
+    """rows, columns (N, L), boxes (N // h, N // w, L) -> (A, L): the union for each cell."""
     masks = np.empty((N * N, rows.shape[1]), np.uint16)
     grid, in_boxes = _shaped(masks, N)
     np.bitwise_or(rows[:, None], columns[None], out=grid)
@@ -321,8 +320,8 @@ def _around_each_cell(rows, columns, boxes, N):
     return masks
 
 
-def _at_least_and_just_once(cells):
-    """N masks of one shape -> the digits that occur in them, the digits that occur in just one."""
+def _once_or_more_and_once(cells):
+    """N masks of one shape -> the digits that occur in them, the digits that occur in one only."""
     once, twice = cells[0].copy(), np.zeros_like(cells[0])
     both = np.empty_like(once)
     for mask in cells[1:]:
@@ -333,14 +332,14 @@ def _at_least_and_just_once(cells):
 
 
 def add_givens(givens, target, rng):
-    """Random extra givens, up to target: easier puzzles, just as unique.
+    """Add random givens, up to target: easier puzzles whose solution is still unique.
 
     givens (B, A) bool, target (B,) int, rng a numpy Generator -> (B, A) bool, `target` givens in
-    each row, or what it had if that is more. Row i does not depend on how many rows follow.
+    each row, or the old number if it is larger. Row i does not depend on the rows after it.
     """
     noise = rng.random(givens.shape)
     noise[givens] = -1.0
-    place = noise.argsort(axis=1).argsort(axis=1)  # givens first, then the others in random order
+    place = noise.argsort(axis=1).argsort(axis=1)  # givens first, then other cells, shuffled
     return givens | (place < np.asarray(target)[:, None])
 
 
@@ -349,19 +348,19 @@ def add_givens(givens, target, rng):
 
 
 def generate(N, puzzles, seed, size, workers=None):
-    """size boards, or minimal puzzles, up to PER_BOARD from one board.
+    """`size` boards, or minimal puzzles, up to PER_BOARD from one board.
 
     -> dict boards (size, A) uint8, givens (size, A) bool (all False for boards). Row i depends on
-    N, puzzles, seed and i alone: not on the number of worker processes (default: one per core), and
-    a longer set begins with the shorter one.
+    N, puzzles, seed and i alone: a longer set begins with the shorter one, and the number of worker
+    processes (default: one per core) does not matter.
     """
     return _generate(N, puzzles, seed, size, PER_BOARD, workers)
 
 
 def test_puzzles(N, size):
-    """The fixed test set: size unique puzzles, each from a board of its own -> dict as generate's.
+    """The fixed test set: one unique puzzle per board -> dict as from generate().
 
-    Their givens are drawn evenly from TARGETS (more where the minimal puzzle has more).
+    The number of givens is uniform in TARGETS (more if the minimal puzzle has more).
     """
     data = _generate(N, True, "test", size, per_board=1)
     rng = random.Random(f"sudoku {N} test targets")
@@ -375,11 +374,11 @@ def _generate(N, puzzles, seed, size, per_board, workers=None):
     chunk = PUZZLE_CHUNK if puzzles else BOARD_CHUNK
     starts = range(0, size, chunk)
     jobs = [(N, puzzles, seed, i // chunk, min(chunk, size - i), per_board) for i in starts]
-    workers = min(workers or _cores(), -(-size // PUZZLE_CHUNK))  # not for a moment's work
+    workers = min(workers or _cores(), -(-size // PUZZLE_CHUNK))  # small sets need no workers
     data = {"boards": np.empty((size, N * N), np.uint8), "givens": np.empty((size, N * N), bool)}
     what = "puzzles" if puzzles else "boards"
     bar = tqdm(total=size, desc=f"{N}x{N} {what} (seed {seed})", unit="", delay=2)
-    with bar, closing(_as_they_come(_chunk, jobs, workers)) as parts:
+    with bar, closing(_in_workers(_chunk, jobs, workers)) as parts:
         for i, (boards, givens) in parts:
             rows = slice(starts[i], starts[i] + len(boards))
             data["boards"][rows], data["givens"][rows] = boards, givens
@@ -388,7 +387,7 @@ def _generate(N, puzzles, seed, size, per_board, workers=None):
 
 
 def _chunk(job):
-    """One chunk, from its own random stream -> boards (count, A), givens (count, A)."""
+    """One chunk, from its random stream -> boards (count, A), givens (count, A)."""
     N, puzzles, seed, index, count, per_board = job
     A = N * N
     rng = random.Random(f"sudoku {N} {puzzles} {seed} {index}")
@@ -414,27 +413,27 @@ def _cores():
     return os.cpu_count() or 1
 
 
-def _as_they_come(function, jobs, workers):
-    """Yield (i, function(jobs[i])) for each job. With workers, in the order in which they get done.
+def _in_workers(function, jobs, workers):
+    """Yield (i, function(jobs[i])) for each job; with several workers, in order of completion.
 
-    Whoever leaves early closes the generator: that ends the workers, whatever they are at. Raises
-    RuntimeError if a worker fails or is killed.
+    Closing the generator ends the workers, whatever they are doing. Raises RuntimeError if a worker
+    fails or is killed.
     """
     if workers < 2:
         yield from enumerate(map(function, jobs))
         return
-    # Fork where there is one: it needs no `if __name__ == "__main__"` in the caller's script. It is
-    # safe as workers run plain Python and numpy's arithmetic, which has no threads, never torch.
+    # Fork if possible: it needs no `if __name__ == "__main__"` in the caller's script. It is safe,
+    # because workers run plain Python and numpy's arithmetic, which has no threads, never torch.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     tasks = list(enumerate(jobs))
-    processes = {}  # by the pipe that its results come through
+    processes = {}  # {the pipe of its results: process}
     try:
         for k in range(workers):
             results, end = context.Pipe(duplex=False)
             args = (os.getpid(), end, function, tasks[k::workers])
             processes[results] = context.Process(target=_worker, args=args, daemon=True)
             processes[results].start()
-            end.close()  # so that the worker holds the only one, and the pipe ends with it
+            end.close()  # only the worker has it now, so the pipe ends with the worker
         pipes = list(processes)
         while pipes:
             for results in connection.wait(pipes):
@@ -455,26 +454,16 @@ def _as_they_come(function, jobs, workers):
 
 
 def _worker(parent, results, function, tasks):
-    """A worker: it leaves Ctrl-C to the parent, and ends when the parent does, even by SIGKILL."""
+    """A worker process. It ignores Ctrl-C (the parent ends it) and ends if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, which a fork inherits
-    if not _killed_with_parent():
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    elif os.getppid() != parent:  # it ended before we could ask for the signal
-        os._exit(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork inherits the parent's handler
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     for i, job in tasks:
         results.send((i, function(job)))
 
 
-def _killed_with_parent():
-    """Ask the kernel for SIGKILL when the parent ends -> whether it will come. Linux only."""
-    if sys.platform != "linux":
-        return False
-    return ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
-
-
-def _watch(parent):
-    """Elsewhere: end when the parent is another one, as orphans are given to a new parent."""
+def _end_with_parent(parent):
+    """Poll the parent's id: an orphan is given to another parent."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -8,19 +8,20 @@ puzzle, in one of two layouts:
     inplace   prompt = BOS, answer = the board; givens are answer cells that are known (S = A + 1)
     prompt    prompt = the puzzle, givens or BLANK; answer = the board (S = 2 A, as in the paper)
 """
+from collections import Counter
 from itertools import combinations
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.task import Task, cached
 from data.files import read_sudoku, read_text
 from data.puzzles import BOX, TARGETS, TooHard, generate, peers, solve, test_puzzles, units
+from data.task import Task, cached
 from errors import BadInput, printable, say
 from noise import INCREMENT, mix
 
-TEST_SIZE = 1000  # puzzles of the test set; training boards like them up to symmetry are dropped
+TEST_SIZE = 1000  # puzzles of the test set; their symmetric copies are removed from training
 
 
 # --------------------------------------------------------------------------------------------------
@@ -28,29 +29,29 @@ TEST_SIZE = 1000  # puzzles of the test set; training boards like them up to sym
 
 
 def symmetry_hash(boards, N=9):
-    """A number for each board that no symmetry of Sudoku changes. boards (B, A) -> (B,) int64.
+    """A number per board, the same for all its symmetric copies: boards (B, A) -> (B,) int64.
 
     For square boxes only (4x4, 9x9). For two rows, the map "digit above -> digit below" is a
-    permutation; relabelling digits conjugates it and moving columns does nothing, so its cycle type
-    is invariant. We hash, as multisets, what each row has with the rows of its own band and of the
-    others, then bands, then rows together with columns (transposition). Different classes may share
-    a value; a split by this number only gets stricter.
+    permutation. Relabelling digits conjugates it, and moving columns does not change it, so its
+    cycle type is invariant. The cycle types of each row with the rows of its own band and with the
+    others are hashed as multisets, then the bands, then rows and columns (transposition). Different
+    classes may share a number; splits by this number are then stricter than needed.
     """
     h = BOX[N][0]
     grids = boards.reshape(-1, N, N).long()
     digits = torch.arange(N, device=boards.device)
 
-    def scramble(x):  # so that sums of scrambled numbers are a hash of a multiset
+    def scramble(x):  # a sum of scrambled numbers is a hash of their multiset
         return mix(x + INCREMENT)
 
     def side(g):
         inside, across = torch.zeros_like(g[:, 0]), torch.zeros_like(g[:, 0])  # (B, N)
         for a, b in combinations(range(N), 2):
             step = torch.empty_like(g[:, a]).scatter_(1, g[:, a], g[:, b])  # digit in row a -> in b
-            at, length = digits.expand_as(step), torch.zeros_like(step)  # (B, N) each at itself
+            at, length = digits.expand_as(step), torch.zeros_like(step)  # (B, N)
             for k in range(1, N + 1):
-                at = step.gather(1, at)
-                length.masked_fill_((at == digits) & (length == 0), k)  # each digit's cycle length
+                at = step.gather(1, at)  # where each digit is after k steps
+                length.masked_fill_((at == digits) & (length == 0), k)  # the length of its cycle
             kind = scramble(scramble(length).sum(dim=1))
             for row in (a, b):
                 (inside if a // h == b // h else across)[:, row] += kind
@@ -61,25 +62,24 @@ def symmetry_hash(boards, N=9):
 
 
 def symmetry_cells(batch_size, N, generator, device):
-    """A random symmetry of each board -> (B, A) int64: the old cell that comes to each place.
+    """A random symmetry of each board -> (B, A) int64: the old cell that moves to each cell.
 
-    Bands, rows within a band, stacks, columns within a stack; transposition where boxes are square.
-    Together with relabelling this is the whole symmetry group (9! * 6**8 * 2 elements on 9x9).
+    It permutes bands, rows in a band, stacks and columns in a stack, and transposes if boxes are
+    square. With relabelling this is the whole symmetry group (9! * 6**8 * 2 elements on 9x9).
     """
     h, w = BOX[N]
 
+    def random(*shape):
+        return torch.rand(batch_size, *shape, generator=generator, device=device)
+
     def lines(size):  # a permutation of N lines that keeps groups of `size` together -> (B, N)
-        noise = torch.rand(batch_size, N // size, 1, generator=generator, device=device)
-        groups = noise.argsort(dim=1)
-        noise = torch.rand(batch_size, N // size, size, generator=generator, device=device)
-        inner = noise.argsort(dim=2)
-        return (groups * size + inner).flatten(1)
+        groups = random(N // size, 1).argsort(dim=1)
+        return (groups * size + random(N // size, size).argsort(dim=2)).flatten(1)
 
     rows, columns = lines(h), lines(w)
     cells = rows.unsqueeze(2) * N + columns.unsqueeze(1)  # (B, N, N)
     if h == w:
-        flip = torch.rand(batch_size, 1, 1, generator=generator, device=device) < 0.5
-        cells = torch.where(flip, cells.transpose(1, 2), cells)
+        cells = torch.where(random(1, 1) < 0.5, cells.transpose(1, 2), cells)
     return cells.flatten(1)
 
 
@@ -111,14 +111,16 @@ class Sudoku(Task):
 
     def _data(self, seed, size):
         describe = {"N": self.N, "puzzles": self.puzzles, "seed": seed, "size": size}
+        if self.puzzles:
+            describe["givens"] = "minimal"  # more are added later: test_puzzles(), _more_givens()
+
+        def build():
+            if seed == "test":
+                return test_puzzles(self.N, size)
+            return generate(self.N, self.puzzles, seed, size)
+
         name = f"{self.name}{self.N}-{size}-seed{seed}"
-        if not self.puzzles:
-            return cached(self.data_dir, name, describe,
-                          lambda: generate(self.N, False, seed, size))
-        describe["givens"] = "minimal"  # the test set's grow when it is made, training's later
-        if seed == "test":
-            return cached(self.data_dir, name, describe, lambda: test_puzzles(self.N, size))
-        return cached(self.data_dir, name, describe, lambda: generate(self.N, True, seed, size))
+        return cached(self.data_dir, name, describe, build)
 
     def _sequence(self, board, given):
         """board, given (B, A) -> tokens (B, S) with the whole answer in place."""
@@ -138,14 +140,14 @@ class Sudoku(Task):
 
     def _test_puzzles(self, num):
         if num > TEST_SIZE:
-            raise BadInput(f"{num} test puzzles were asked for, and the fixed test set has "
+            raise BadInput(f"{num} test puzzles were asked for, but the fixed test set has "
                            f"{TEST_SIZE}; give a file with --puzzles")
         data = self._data("test", TEST_SIZE)
         board, given = (torch.from_numpy(data[k][:num]) for k in ("boards", "givens"))
         return self._sequence(board.long(), given), given
 
     def held_out(self, num):
-        """Sequences that training never draws -> tokens (num, S), given (num, A)."""
+        """Sequences that are never trained on -> tokens (num, S), given (num, A)."""
         if self.puzzles:
             tokens, given = self._test_puzzles(min(num, TEST_SIZE))
             return tokens, torch.zeros_like(given) if self.in_prompt else given
@@ -154,10 +156,10 @@ class Sudoku(Task):
         return self._sequence(board, given), given
 
     def prepare(self, device):
-        """Make the training data ready, so that no step has to wait for it.
+        """Make the training data before the first step.
 
-        9x9: boards that are a symmetric copy of a test puzzle's solution are left out. Smaller
-        boards have 2 (4x4) and 49 (6x6) classes up to symmetry in all: nothing could be left.
+        9x9: boards that are symmetric copies of a test puzzle's solution are removed. Not so for
+        smaller boards: they have 2 (4x4) and 49 (6x6) classes up to symmetry, so none would remain.
         """
         if self.pool is not None:
             return
@@ -173,8 +175,9 @@ class Sudoku(Task):
         if self.train_file:
             file = printable(self.train_file, 200)
             if not keep.any():
-                raise BadInput(f"--train-file {file} holds copies of test puzzles only; add others")
-            say(f"{file}: {keep.sum()} puzzles to train on; {(~keep).sum()} left out as symmetric "
+                raise BadInput(f"--train-file {file} contains only copies of test puzzles; add "
+                               "others")
+            say(f"{file}: {keep.sum()} puzzles to train on; {(~keep).sum()} removed as symmetric "
                 "copies of test puzzles")
         self.pool = boards[keep], givens[keep]
 
@@ -184,15 +187,15 @@ class Sudoku(Task):
             say(note)
         for start, answer, place in puzzles:
             if answer is None:
-                raise BadInput(f"{place}: no solution; --train-file needs one behind every puzzle")
+                raise BadInput(f"{place}: no solution; --train-file needs one for every puzzle")
         start = torch.tensor([p[0] for p in puzzles])
         given = self.givens(start) >= 0
         for full in given.all(dim=1).nonzero().flatten().tolist():
-            raise BadInput(f"{puzzles[full][2]}: the puzzle has no empty cell, so nothing to learn")
+            raise BadInput(f"{puzzles[full][2]}: the puzzle has no empty cell to train on")
         return {"boards": np.array([p[1] for p in puzzles], np.uint8), "givens": given.numpy()}
 
     def train_batch(self, batch_size, generator, device):
-        """B training boards under B random symmetries, on the device -> tokens (B, S), given."""
+        """B training boards under random symmetries, on the device -> tokens (B, S), given."""
         self.prepare(device)
         boards, givens = self.pool
         pick = torch.randint(len(boards), (batch_size,), generator=generator, device=device)
@@ -206,20 +209,20 @@ class Sudoku(Task):
         return tokens, torch.zeros_like(given) if self.in_prompt else given
 
     def _more_givens(self, given, generator):
-        """Random extra givens, but not for minimal_fraction of them: with more it stays unique."""
+        """Add random givens, except to minimal_fraction of the puzzles; solutions stay unique."""
         B, device = len(given), given.device
         low, high = TARGETS[self.N]
         target = torch.randint(low, high + 1, (B, 1), generator=generator, device=device)
         as_it_is = torch.rand(B, 1, generator=generator, device=device) < self.minimal_fraction
         target = target.masked_fill(as_it_is, 0)
         noise = torch.rand(given.shape, generator=generator, device=device).masked_fill(given, -1.0)
-        place = noise.argsort(dim=1).argsort(dim=1)  # (B, A): givens first, then the others
+        place = noise.argsort(dim=1).argsort(dim=1)  # (B, A): givens come first
         return given | (place < target)
 
     # -- checking --
 
     def givens(self, start):
-        """start (B, S) -> (B, A): the digit that is given at each cell, or -1."""
+        """start (B, S) -> (B, A): the digit given at each cell, or -1."""
         cells = start[:, :self.P] if self.in_prompt else start[:, self.P:]
         return cells.masked_fill(cells >= self.N, -1)
 
@@ -227,7 +230,7 @@ class Sudoku(Task):
         return self.givens(start) < 0
 
     def check(self, start, answer):
-        """(B, S), (B, A) -> (B,) bool: every unit holds every digit once, and the givens stand."""
+        """(B, S), (B, A) -> (B,) bool: each unit has each digit once; the givens are unchanged."""
         lines = answer[:, torch.tensor(units(self.N), device=answer.device)]  # (B, 3N, N)
         digits = torch.arange(self.N, device=answer.device)
         valid = (lines.sort(dim=2).values == digits).all(dim=2).all(dim=1)
@@ -235,27 +238,23 @@ class Sudoku(Task):
         return valid & ((given == answer) | (given < 0)).all(dim=1)
 
     def mistakes(self, start, answer):
-        said, N = self._repeated(answer.tolist()), self.N
+        found, N = self._repeated(answer.tolist()), self.N
         for c, digit in enumerate(self.givens(start[None])[0].tolist()):
             if digit >= 0 and answer[c] < N and answer[c] != digit:
-                said.append(f"row {c // N + 1} column {c % N + 1} was given {digit + 1} "
-                            f"and became {int(answer[c]) + 1}")
-        return said
+                found.append(f"row {c // N + 1} column {c % N + 1} was given as {digit + 1} "
+                             f"and became {int(answer[c]) + 1}")
+        return found
 
     def _repeated(self, cells):
-        """Sentences about the digits that a row, column or box holds more than once."""
-        said, N = [], self.N
+        """Sentences about digits that occur more than once in a row, column or box."""
+        found, N = [], self.N
         for i, unit in enumerate(units(N)):
-            digits = [cells[c] for c in unit if cells[c] < N]
-            if len(set(digits)) == len(digits):
-                continue
-            for digit in range(N):
-                count = digits.count(digit)
-                if count > 1:
+            for digit, count in sorted(Counter(cells[c] for c in unit).items()):
+                if digit < N and count > 1:
                     kind, times = ("row", "column", "box")[i // N], f"{count} times"
                     times = "twice" if count == 2 else times
-                    said.append(f"{kind} {i % N + 1} holds {digit + 1} {times}")
-        return said
+                    found.append(f"{kind} {i % N + 1} holds {digit + 1} {times}")
+        return found
 
     # -- text --
 
@@ -289,12 +288,12 @@ class Sudoku(Task):
         return start, answer
 
     def _no_conflict(self, cells, what):
-        said = self._repeated(cells)
-        if said:
-            raise BadInput(f"{what} contradicts itself: {said[0]}")
+        repeated = self._repeated(cells)
+        if repeated:
+            raise BadInput(f"{what} contradicts itself: {repeated[0]}")
 
     def format(self, start, answer=None):
-        """-> 'puzzle answer', the puzzle left out where there are no givens (generation)."""
+        """-> 'puzzle answer', without the puzzle if there are no givens (generation)."""
         given = self.givens(torch.as_tensor(start)[None])[0]
         boards = []
         if self.puzzles or (given >= 0).any():
@@ -307,7 +306,7 @@ class Sudoku(Task):
         return self.encoding.decode([int(t) for t in answer])
 
     def reference(self, start):
-        """The one solution -> ids, None; or None and why. Raises BadInput if there is none."""
+        """The one solution -> ids, None; or None and the reason. Raises BadInput without any."""
         try:
             found = solve(self.givens(torch.tensor([start]))[0].tolist(), self.N, limit=2,
                           max_nodes=200_000)
@@ -318,7 +317,7 @@ class Sudoku(Task):
         return (found[0], None) if len(found) == 1 else (None, "it has several solutions")
 
     def render(self, start, answer, before=None, color=False):
-        """The board. Givens bold, committed in this step green, conflicts red, unknown a dot."""
+        """The board: givens bold, cells of this step green, conflicts red, unknown cells dots."""
         N, (h, w) = self.N, BOX[self.N]
         given = self.givens(start[None])[0]
         wrong = {c for c in range(N * N)

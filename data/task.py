@@ -1,4 +1,4 @@
-"""What every task offers, its vocabulary, and the cache of generated data sets.
+"""The interface of a task, its vocabulary, and the cache of generated data sets.
 
     B batch   P prompt positions   A answer positions   S = P + A   V vocabulary   K answer symbols
 """
@@ -22,21 +22,21 @@ class Task:
     """One planning task. Subclasses: data/sudoku.py (Sudoku), data/path.py (Star, Planning).
 
     A sequence is P prompt tokens followed by A answer tokens. Ids 0..K-1 are the symbols that an
-    answer may hold; after them come symbols that only a prompt or the text format uses; MASK and
-    BOS come last. A START is a sequence before decoding: its prompt, and MASK at each answer cell
-    that is to be found. An answer cell that holds a symbol in a start is GIVEN.
+    answer may contain; then come symbols that only a prompt or the text format uses; MASK and BOS
+    come last. A START is a sequence before decoding: its prompt, and MASK at each unknown answer
+    cell. An answer cell that has a symbol in the start is GIVEN.
 
-    Subclasses give:
+    Subclasses define:
         train_batch(B, generator, device) -> tokens (B, S) int64, given (B, A) bool
-        test_set(num)         -> start (num, S), answers (num, A) or None where any valid one counts
-        held_out(num)         -> tokens (num, S), given: as train_batch, never drawn in training
-        check(start, answer)  -> (B,) bool: rule-valid, consistent with the start; no reference
+        test_set(num)         -> start (num, S), answers (num, A) or None if any valid one counts
+        held_out(num)         -> tokens (num, S), given: as train_batch, but never trained on
+        check(start, answer)  -> (B,) bool: valid by the rules and consistent with the start
         mistakes(start, answer)               -> list of sentences, for one sample (S,), (A,)
         render(start, answer, before, color)  -> str for a terminal; `before` is one step earlier
-        prepare(device)       makes the training data, so that no step has to wait for it
+        prepare(device)       makes the training data before the first step
         read(text, name, limit)  -> the first `limit` puzzles of a file, a list of
                                  (start ids, answer ids or None, place), and notes
-        reference(start)      -> answer ids, or None and why there is none; raises BadInput
+        reference(start)      -> answer ids, or None and the reason; raises BadInput
         format(start, answer) -> the text that read() reads
         format_answer(answer) -> the part of it that is the answer
     """
@@ -46,29 +46,29 @@ class Task:
         self.K, self.V = answer_symbols, len(symbols) + 2
         self.MASK, self.BOS = len(symbols), len(symbols) + 1
         self.symbols = set(symbols)
-        self.unique_answer = unique_answer  # so decoding is greedy (puzzles), or T = 1 (generation)
-        # A real tiktoken.Encoding, built offline from the task's alphabet: a symbol is a token.
+        self.unique_answer = unique_answer  # puzzles: decoded greedily; generation: at T = 1
+        # a tiktoken.Encoding, built offline from the task's alphabet: one token per symbol
         self.encoding = tiktoken.Encoding(
             name=name, pat_str=pattern,
             mergeable_ranks={s.encode(): i for i, s in enumerate(symbols)},
             special_tokens={"<mask>": self.MASK, "<bos>": self.BOS})
 
     def start(self, prompt, cells=None):
-        """prompt (B, P), cells (B, A) with MASK where unknown (None: all) -> start (B, S)."""
+        """prompt (B, P), cells (B, A) with MASK if unknown (None: all MASK) -> start (B, S)."""
         if cells is None:
             cells = prompt.new_full((len(prompt), self.A), self.MASK)
         return torch.cat([prompt, cells], dim=1)
 
     def blanks(self, start):
-        """start (B, S) -> (B, A) bool: the cells that are to be found."""
+        """start (B, S) -> (B, A) bool: the unknown cells."""
         return start[:, self.P:] == self.MASK
 
     def encode(self, text, what):
-        """Text -> ids. tiktoken panics on characters it does not know: they are refused first."""
+        """Text -> ids. Unknown characters raise BadInput here, because tiktoken would panic."""
         for piece in self.pieces(text):
             if piece not in self.symbols:
-                raise BadInput(f"{what} holds '{printable(piece)}', which is not a symbol of task "
-                               f"{self.name}; legal: {self.alphabet}")
+                raise BadInput(f"{what} contains '{printable(piece)}', which is not a symbol of "
+                               f"task {self.name}; legal: {self.alphabet}")
         return self.encoding.encode_ordinary(text)
 
     def pieces(self, text):
@@ -76,24 +76,26 @@ class Task:
 
 
 def cached(data_dir, name, describe, build):
-    """The data set `name`, from its cache file or built anew by build() -> dict of numpy arrays.
+    """The data set `name`, from its cache file or from build() -> dict of numpy arrays.
 
     The first line of the file is json: `describe` (seed, size, ...), format and the SHA-256 of the
-    rest. A truncated, edited or outdated file is said on stderr and rebuilt.
+    rest. A truncated, edited or outdated file is reported on stderr and built again.
     """
     file = Path(data_dir) / f"{name}.npz"
-    describe = dict(describe, format=CACHE_FORMAT)
+    describe, problem = dict(describe, format=CACHE_FORMAT), None
     try:
         head, _, body = file.read_bytes().partition(b"\n")
         if json.loads(head) == dict(describe, sha256=hashlib.sha256(body).hexdigest()):
             return dict(np.load(io.BytesIO(body), allow_pickle=False))
-        say(f"data cache {file} does not match its checksum or description: building it again")
+        problem = "does not match its checksum or description"
     except FileNotFoundError:
         pass
     except OSError as e:
-        say(f"data cache {file} cannot be read ({e.strerror}): building the data again")
+        problem = f"cannot be read ({e.strerror})"
     except ValueError:
-        say(f"data cache {file} has no readable header: building it again")
+        problem = "has no readable header"
+    if problem:
+        say(f"data cache {file} {problem}: building it again")
     arrays = build()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
@@ -105,7 +107,7 @@ def cached(data_dir, name, describe, build):
         temporary.write_bytes(head + b"\n" + body)
         os.replace(temporary, file)
     except OSError as e:
-        say(f"data cache {file} could not be written ({e.strerror}); going on without it")
+        say(f"data cache {file} could not be written ({e.strerror}); continuing without it")
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

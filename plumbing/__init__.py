@@ -1,10 +1,10 @@
 """What a student may skip: command line, checkpoints, speed, reports. Nothing about objectives.
 
-Programs import this package before torch, because the line below must come first.
+Programs import this package before torch, because torch reads the variable below when it starts.
 """
 import os
 
-# Threads that wait for each other spin for microseconds and then sleep. With torch's default (they
-# spin for milliseconds) two small trainings at once on two cores slow each other down six times;
-# with sleeping at once a training alone is a quarter slower (LOG.md).
+# Waiting threads spin for microseconds, then sleep. With torch's default (milliseconds) two small
+# trainings on two cores slow each other down six times; without spinning one training alone is a
+# quarter slower (LOG.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

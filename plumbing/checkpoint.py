@@ -1,7 +1,7 @@
-"""Files that must survive: checkpoints and logs are written whole, and are input when read.
+"""Checkpoints and logs: written atomically, and checked when they are read.
 
-A checkpoint is a dict {model, optimizer, step, seconds, solved, rng, config, versions}; one that is
-made for sampling alone has {model, step, config, versions}.
+A checkpoint is a dict {model, optimizer, step, seconds, solved, rng, config, versions}; one for
+sampling alone has {model, step, config, versions}.
 """
 import csv
 import math
@@ -15,8 +15,8 @@ import torch
 
 from config import Config, from_checkpoint
 from data import Task, make_task
-from model import Transformer
 from errors import BadInput, printable, say
+from model import Transformer
 
 # of log.csv
 COLUMNS = ("step", "seconds", "loss_nats", "lr_scale", "held_out_nats", "solved", "num")
@@ -27,9 +27,9 @@ COLUMNS = ("step", "seconds", "loss_nats", "lr_scale", "held_out_nats", "solved"
 
 
 def replace_file(file, write):
-    """write(f) into FILE.tmp, flush to the disk, rename: `file` is the old one or the new one.
+    """write(f) into FILE.tmp, flush to the disk, rename: `file` is the old or the new one, whole.
 
-    Raises OSError or what write() raises; then no .tmp is left.
+    Raises OSError or what write() raises, and removes the .tmp.
     """
     temporary = Path(f"{file}.tmp")
     try:
@@ -51,25 +51,25 @@ def write_text(file, text):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, lambda f: f.write(text.encode("utf-8")))
     except OSError as e:
-        kept = "; what stood there before is intact" if Path(file).is_file() else ""
+        kept = "; the old file is intact" if Path(file).is_file() else ""
         raise BadInput(f"cannot write {printable(file, 200)}: {e.strerror}{kept}") from None
 
 
 def save_checkpoint(checkpoint, file):
-    """Whatever happens, `file` is the old checkpoint or the new one. Raises BadInput."""
+    """Write a checkpoint as replace_file does. Raises BadInput."""
     try:
         replace_file(file, lambda f: torch.save(checkpoint, f))
     except (OSError, RuntimeError) as e:  # torch turns a full disk into a RuntimeError
         why = getattr(e, "strerror", None) or str(e).splitlines()[0]
         kept = "there is no earlier one"
         if Path(file).exists():
-            kept = "the checkpoint before it is intact; resume from there"
+            kept = "the previous one is intact; resume from it"
         raise BadInput(f"cannot write checkpoint {printable(file, 200)}: {why}; {kept}") from None
 
 
 @dataclass
 class State:
-    """All that a training run is made of."""
+    """The state of a training run."""
     config: Config
     task: Task
     model: torch.nn.Module
@@ -78,8 +78,8 @@ class State:
     generator: torch.Generator  # of data and masks
     device: torch.device
     autocast: object
-    ddp_rank: int = 0  # the rank of this process under torchrun ...
-    world_size: int = 1  # ... of how many
+    ddp_rank: int = 0  # of this process under torchrun
+    world_size: int = 1
     step: int = 0
     seconds: float = 0.0
     solved: bool = False  # stop_at_solved was reached
@@ -98,12 +98,12 @@ class State:
 
 def check_finite(losses, step, file):
     """losses: of the steps up to `step`. Raises BadInput that names the first one not finite."""
-    for i, value in enumerate(losses):
+    for i, value in enumerate(losses, step - len(losses) + 1):
         if not math.isfinite(value):
-            kept = f"{file} holds the last good checkpoint"
-            kept = kept if file.exists() else "no checkpoint was saved before it"
-            raise BadInput(f"the loss became {value} at step {step - len(losses) + i + 1}; {kept}; "
-                           "try a lower --learning-rate")
+            kept = f"{file} is the last good checkpoint"
+            kept = kept if file.exists() else "no checkpoint was saved before"
+            raise BadInput(f"the loss became {value} at step {i}; {kept}; try a lower "
+                           "--learning-rate")
 
 
 def save(state, file):
@@ -124,15 +124,15 @@ def save(state, file):
 def load_checkpoint(file):
     """-> a checkpoint's dict on the CPU, its config a checked Config. Raises BadInput.
 
-    weights_only: a pickle that wants to run code is refused. What does not depend on the task and
-    the optimiser is checked here, whoever asks.
+    weights_only refuses pickles that run code. All checks are here that need neither a task nor an
+    optimiser.
     """
     shown = printable(file, 200)
     if Path(file).exists() and not Path(file).is_file():
         raise BadInput(f"checkpoint {shown} is not a file; give the ckpt.pt in the --out folder")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch also warns about foreign pickles: one line
+            warnings.simplefilter("ignore")  # torch also warns about foreign pickles
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadInput(f"checkpoint {shown} does not exist; "
@@ -142,8 +142,8 @@ def load_checkpoint(file):
                        "it is damaged or not from train.py") from None
     needed = {"model", "step", "config", "versions"}
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
-        raise BadInput(f"checkpoint {shown} is a torch file, but not one of train.py "
-                       f"(no {', '.join(sorted(needed))})")
+        raise BadInput(f"checkpoint {shown} is a torch file, but not from train.py "
+                       f"(it lacks one of {', '.join(sorted(needed))})")
     checkpoint["config"] = from_checkpoint(checkpoint["config"], shown)
     _check_weights(checkpoint["model"], shown)
     _check_progress(checkpoint, shown)
@@ -153,7 +153,7 @@ def load_checkpoint(file):
 def _reason(error):
     text = str(error)
     if "weights_only" in text.lower() or "Unsupported" in text:
-        return "it wants to run code"
+        return "it contains code"
     return printable(text.splitlines()[0] if text else type(error).__name__)
 
 
@@ -162,14 +162,14 @@ def _check_weights(weights, file):
         raise BadInput(f"checkpoint {file}: its model is not a dict of tensors")
     for name, value in weights.items():
         if not isinstance(name, str) or not _is_array(value):
-            raise BadInput(f"checkpoint {file}: weight {printable(name)} is no array of floats")
+            raise BadInput(f"checkpoint {file}: weight {printable(name)} is not an array of floats")
         if not value.float().isfinite().all():
-            raise BadInput(f"checkpoint {file}: weight {printable(name)} holds values that are not "
-                           "finite numbers; it is damaged, or its training diverged")
+            raise BadInput(f"checkpoint {file}: weight {printable(name)} contains nan or inf; "
+                           "it is damaged, or its training diverged")
 
 
 def _is_array(value):
-    """Is this a dense array of floats that is really in the file? (A view may claim any size.)"""
+    """Is this a dense array of floats? A view that is not contiguous could claim any size."""
     floats = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
     return (isinstance(value, torch.Tensor) and value.layout == torch.strided
             and not value.is_nested and value.device.type == "cpu" and value.dtype in floats
@@ -177,7 +177,7 @@ def _is_array(value):
 
 
 def _check_progress(checkpoint, file):
-    """Raises BadInput for a part of the wrong type. Weights for sampling have two of them."""
+    """Raises BadInput for a part of the wrong type. Checkpoints for sampling have two parts."""
     step, versions = checkpoint["step"], checkpoint["versions"]
     right = {"step": type(step) is int and 0 <= step <= 10**9,
              "versions": isinstance(versions, dict) and all(
@@ -190,8 +190,7 @@ def _check_progress(checkpoint, file):
         right["optimizer"] = isinstance(checkpoint["optimizer"], list)
     for name, fine in right.items():
         if not fine:
-            raise BadInput(f"checkpoint {file}: its {name} is not one that train.py writes; "
-                           "the file is damaged")
+            raise BadInput(f"checkpoint {file}: its {name} is not legal; the file is damaged")
 
 
 def build_model(config, task):
@@ -200,17 +199,17 @@ def build_model(config, task):
 
 
 def model_with(checkpoint, config, task, file):
-    """-> config's model (fp32, on the CPU) with the weights of a checkpoint, maybe of another run.
+    """-> config's model (fp32, on the CPU) with the weights of a checkpoint of this or another run.
 
-    Raises BadInput for misfits.
+    Raises BadInput if they do not fit.
     """
     weights = checkpoint["model"]
-    for name in ("heads", "qk_norm"):  # other functions of the same weights
+    for name in ("heads", "qk_norm"):  # they do not change the shapes of the weights
         before, now = getattr(checkpoint["config"], name), getattr(config, name)
         if before != now:
             raise BadInput(f"checkpoint {printable(file, 200)} was trained with {name} = {before}, "
-                           f"and this run has {now}; make them the same")
-    with torch.device("meta"):  # compare shapes before any memory is taken
+                           f"but this run has {now}; they must be equal")
+    with torch.device("meta"):  # compare shapes before memory is allocated
         model = build_model(config, task)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in weights.items()}
@@ -218,9 +217,9 @@ def model_with(checkpoint, config, task, file):
         if expected.get(name) != found.get(name):
             raise BadInput(
                 f"checkpoint {printable(file, 200)}: weight {printable(name)} has shape "
-                f"{found.get(name, 'missing')}, where the config says "
+                f"{found.get(name, 'missing')}, but the config says "
                 f"{expected.get(name, 'there is none')}")
-    # copies: in a damaged file two weights may share their memory
+    # copies, because two weights of a damaged file may share memory
     copies = {k: v.detach().to(torch.float32, copy=True) for k, v in weights.items()}
     model.load_state_dict(copies, assign=True)
     return model
@@ -238,48 +237,44 @@ def load_model(file, device):
 
 
 # --------------------------------------------------------------------------------------------------
-# Going on with a run
+# Resuming a run
 
 
 def restore(state, saved, file):
-    """Put a checkpoint's progress into a run whose model holds its weights.
-
-    Raises BadInput for parts that do not fit.
-    """
+    """Load all of a checkpoint but its weights into a run. Raises BadInput if it does not fit."""
     file, versions = printable(file, 200), saved["versions"]
     if "optimizer" not in saved:
-        raise BadInput(f"{file} holds weights alone, for sampling; training cannot go on from it, "
-                       f"but can start from it: --init {file}")
+        raise BadInput(f"{file} contains weights only; a run cannot be resumed from it, but a new "
+                       f"one can start from it: --init {file}")
     parts = saved["optimizer"]
     if len(parts) != len(state.optimizers) or not all(
             _fits(optimizer, part) for optimizer, part in zip(state.optimizers, parts)):
         raise BadInput(f"checkpoint {file}: its optimizer does not fit; it is damaged; start a new "
                        f"--out with --init {file}")
     for optimizer, part in zip(state.optimizers, parts):
-        groups = optimizer.state_dict()["param_groups"]  # rates come from the config
+        groups = optimizer.state_dict()["param_groups"]  # learning rates come from the config
         optimizer.load_state_dict({"state": part["state"], "param_groups": groups})
     state.step, state.seconds = saved["step"], saved["seconds"]
     enough = saved["config"].stop_at_solved >= state.config.stop_at_solved
-    state.solved = saved["solved"] and enough  # now more may be asked
+    state.solved = saved["solved"] and enough  # --stop-at-solved may be higher now
     if versions.get("device") != state.device.type:  # random streams differ between devices
         state.generator.manual_seed(state.config.seed + state.step)
-        say(f"the checkpoint comes from device {printable(versions.get('device'))}: "
-            "data and masks go on with a new random stream")
+        say(f"the checkpoint is from device {printable(versions.get('device'))}: "
+            "data and masks continue with a new random stream")
         return
     try:
         state.generator.set_state(saved["rng"])
     except (RuntimeError, TypeError):
-        raise BadInput(f"checkpoint {file}: its rng is not the state of a generator; it is "
-                       f"damaged; start a new --out with --init {file}") from None
+        raise BadInput(f"checkpoint {file}: its rng is not a state of a generator; it is damaged; "
+                       f"start a new --out with --init {file}") from None
     threads = torch.get_num_threads()
     if versions.get("threads", threads) != threads:
         say(f"the checkpoint was made with {printable(versions['threads'])} threads, this run has "
-            f"{threads}: sums are rounded in another order, so from here on it is not bit-equal to "
-            "the run without a stop")
+            f"{threads}: rounding differs, so the result is not bit-equal to an uninterrupted run")
 
 
 def _fits(optimizer, part):
-    """Does a saved state hold what this optimiser keeps, for each of its weights?"""
+    """Does a saved state have what this optimiser keeps for each of its weights?"""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     is_muon = isinstance(optimizer, torch.optim.Muon)
     names = ("momentum_buffer",) if is_muon else ("step", "exp_avg", "exp_avg_sq")
@@ -289,8 +284,8 @@ def _fits(optimizer, part):
         return True
     if part["state"].keys() != set(range(len(weights))):
         return False
-    for p, values in zip(weights, map(part["state"].get, range(len(weights)))):
-        shapes = {name: () if name == "step" else p.shape for name in names}
+    for i, p in enumerate(weights):
+        values, shapes = part["state"][i], {n: () if n == "step" else p.shape for n in names}
         if not isinstance(values, dict) or not all(map(_is_array, values.values())):
             return False
         if {name: value.shape for name, value in values.items()} != shapes:
@@ -305,21 +300,21 @@ def _fits(optimizer, part):
 
 
 def check_out(config, resume):
-    """Raises BadInput where OUT holds a run that would be lost. Writes nothing."""
+    """Raises BadInput if OUT has a run that would be lost. Writes nothing."""
     out = Path(config.out)
     has_checkpoint, has_log = (out / "ckpt.pt").exists(), (out / "log.csv").exists()
     if has_checkpoint and not resume:
         raise BadInput(f"{printable(out, 200)} already holds a checkpoint; "
-                       "give --resume to go on, or another --out")
+                       "give --resume to continue, or another --out")
     if has_log and not has_checkpoint and not resume:
-        raise BadInput(f"{printable(out, 200)} holds a log.csv without a checkpoint; move it away, "
-                       "give another --out, or --resume to keep it as log.csv.old and start over")
+        raise BadInput(f"{printable(out, 200)} holds a log.csv without a checkpoint; move it, give "
+                       "another --out, or --resume to keep it as log.csv.old and start over")
     if has_checkpoint and has_log:
         _rows_until(out / "log.csv", 0)
 
 
 def open_out(config, step):
-    """Make OUT and open log.csv behind the row of `step` -> file. Raises BadInput."""
+    """Make OUT and open log.csv to append after the row of `step` -> file. Raises BadInput."""
     out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -337,7 +332,7 @@ def open_out(config, step):
 
 
 def _set_aside(file):
-    """Rename a file to a name that is free, and say which."""
+    """Rename a file to FILE.old, FILE.old2, ... -> the new name."""
     name, n = f"{file.name}.old", 1
     while (file.parent / name).exists():
         n += 1
@@ -347,11 +342,11 @@ def _set_aside(file):
 
 
 def _rows_until(file, step):
-    """Rows after the checkpoint were computed by a run that then died: they come again."""
+    """The rows of log.csv up to `step`: a resumed run computes the later ones again."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     if not lines or lines[0].strip() != ",".join(COLUMNS):
         raise BadInput(f"{printable(file, 200)} is not a log of this version of the program; "
-                       "move it away")
+                       "move it")
     kept = []
     for line in lines[1:]:
         first = line.split(",")[0]

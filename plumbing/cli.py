@@ -1,4 +1,4 @@
-"""Command lines: one clear line for a mistake, exit codes, numbers with bounds, the device.
+"""Command lines: one clear line per mistake, exit codes, numbers with bounds, the device.
 
     exit codes   0 done   2 a mistake in the input   130 Ctrl-C   143 SIGTERM
 """
@@ -19,63 +19,50 @@ from config import CHOICES, DEVICES, PATHS, RANGES, Config
 from errors import BadInput, Stopped, printable, say
 from objectives import ALL
 
-# Programs import all of these from here.
+# programs import these from here
 __all__ = ["ALL", "DEVICES", "BadInput", "Stopped", "printable", "say"]
 
 # --------------------------------------------------------------------------------------------------
 # Arguments
 
-# Names of other programs, and what does their work here. A hint that begins with a flag is for the
-# programs that have it.
-KNOWN_ELSEWHERE = {
-    "--lr": ["--learning-rate"],
-    "--bs": ["--batch-size"],
-    "--steps": ["--max-steps"],
-    "--iters": ["--max-steps"],
-    "--max-iters": ["--max-steps"],
-    "--epochs": ["--max-steps (training is counted in steps)"],
-    "--num-epochs": ["--max-steps (training is counted in steps)"],
-    "--layers": ["--depth"],
-    "--n-layer": ["--depth"],
-    "--num-layers": ["--depth"],
-    "--n-head": ["--heads"],
-    "--num-heads": ["--heads"],
-    "--n-embd": ["--width"],
-    "--hidden-size": ["--width"],
-    "--data": ["--train-file FILE", "--puzzles FILE"],
-    "--dataset": ["--train-file FILE", "--puzzles FILE"],
-    "--train-data": ["--train-file FILE"],
-    "--input": ["--puzzles FILE"],
-    "--output": ["--out DIR", "--answers FILE"],
-    "--output-dir": ["--out DIR"],
-    "--out-dir": ["--out DIR"],
-    "--checkpoint": ["--ckpt FILE", "--init FILE (to start from its weights)"],
-    "--model": ["--ckpt FILE", "--preset NAME"],
-    "--resume-from": ["--resume (with the run's --out)"],
-    "--resume-from-checkpoint": ["--resume (with the run's --out)"],
-    "--gradient-accumulation-steps": ["--grad-accum-steps"],
-    "--grad-accum": ["--grad-accum-steps"],
-    "--accumulate": ["--grad-accum-steps"],
-    "--minimal-share": ["--minimal-fraction"],
-    "--uniform-share": ["--uniform-fraction"],
-    "--knob": ["--decoder-param"],
-    "--relu-squared": ["it was removed: it solved less (LOG.md)"],
-    "--wandb": ["every loss is in OUT/log.csv, which any plotting program reads"],
-    "--tensorboard": ["every loss is in OUT/log.csv, which any plotting program reads"],
-    "--gpu": ["--device cuda"],
-    "--cpu": ["--device cpu"],
-    "--num-samples": ["--num"],
-    "--steps-per-token": ["--tokens-per-step"],
-    "--verbose": ["progress is on stderr as it is"],
-    "--quiet": ["send stderr away with 2>/dev/null"],
+# {our flag, or what to do instead: names that other programs and older versions use}. Several flags
+# may match: a hint is for the programs that have its flag, and the first one is shown.
+OTHER_NAMES = {
+    "--learning-rate": "--lr",
+    "--batch-size": "--bs",
+    "--max-steps": "--steps --iters --max-iters",
+    "--max-steps (training is counted in steps)": "--epochs --num-epochs",
+    "--depth": "--layers --n-layer --num-layers",
+    "--heads": "--n-head --num-heads",
+    "--width": "--n-embd --hidden-size",
+    "--train-file FILE": "--data --dataset --train-data",
+    "--puzzles FILE": "--data --dataset --input",
+    "--out DIR": "--output --output-dir --out-dir",
+    "--answers FILE": "--output",
+    "--ckpt FILE": "--checkpoint --model",
+    "--init FILE (to start from its weights)": "--checkpoint",
+    "--preset NAME": "--model",
+    "--resume (with the run's --out)": "--resume-from --resume-from-checkpoint",
+    "--grad-accum-steps": "--gradient-accumulation-steps --grad-accum --accumulate",
+    "--minimal-fraction": "--minimal-share",
+    "--uniform-fraction": "--uniform-share",
+    "--decoder-param": "--knob",
+    "--device cuda": "--gpu",
+    "--device cpu": "--cpu",
+    "--num": "--num-samples",
+    "--tokens-per-step": "--steps-per-token",
+    "it was removed: it solved less (LOG.md)": "--relu-squared",
+    "every loss is in OUT/log.csv, which any plotting program reads": "--wandb --tensorboard",
+    "progress is on stderr": "--verbose",
+    "redirect stderr with 2>/dev/null": "--quiet",
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with one clear line for a mistake, and the nearest legal flag or value."""
+    """argparse with one clear line per mistake, and the nearest legal flag or value."""
 
     def __init__(self, description, **kw):
-        # Under python -OO there are no docstrings to take a description from.
+        # python -OO removes docstrings
         first_line = (description or "").split("\n")[0]
         super().__init__(description=first_line, allow_abbrev=False, **kw)
 
@@ -86,10 +73,10 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def _hint(self, word):
-        """What is near in meaning, or in spelling. A wrong hint is worse than none."""
+        """A flag of this program with the same meaning, or one with a similar spelling."""
         flag, name = word.split("=")[0], word.split("=")[0].strip("-")
         flags = [f for a in self._actions for f in a.option_strings if f not in ("-h", "--help")]
-        for hint in KNOWN_ELSEWHERE.get(flag, []):
+        for hint in (hint for hint, names in OTHER_NAMES.items() if flag in names.split()):
             if not hint.startswith("--"):
                 return hint
             if hint.split()[0] in flags:
@@ -114,7 +101,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(low, high=math.inf, all_=False, kind=int):
-    """argparse type: a finite number from `low` to `high`, or the word all."""
+    """argparse type: a finite number from `low` to `high`; with all_ also the word all."""
     what = ("an integer" if kind is int else "a number")
     what += f" >= {low}" if high == math.inf else f" from {low} to {high}"
     what += " or the word all" if all_ else ""
@@ -134,15 +121,15 @@ def number(low, high=math.inf, all_=False, kind=int):
 
 
 def path(text):
-    """argparse type: the path of a file or folder, which may not be empty."""
+    """argparse type: the path of a file or folder, not empty."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"'{printable(text)}' is not a path")
     return text
 
 
 def add_config_flags(parser):
-    """A flag for each field of Config. What is not asked for is absent from the result."""
-    # the dataclass is the documentation: {field: its comment}
+    """Add a flag for each field of Config. Flags that are not given are absent from the result."""
+    # {field: its comment in the dataclass}
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
     for f in fields(Config):
         how = {"help": f"{comments[f.name]} (default: {f.default})".replace("%", "%%"),
@@ -163,7 +150,7 @@ def add_config_flags(parser):
 
 
 def run(main, argv=None):
-    """Call main(argv) -> exit code. No mistake and no signal ends in a traceback."""
+    """Call main(argv) -> exit code. Mistakes of the user and signals print one line each."""
     program = os.path.basename(sys.argv[0]) or "nanolatent"
     _mend_streams()
     before = {s: signal.signal(s, _raise) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -179,7 +166,7 @@ def run(main, argv=None):
         code, why = 143, "stopped by SIGTERM"
     except KeyboardInterrupt:
         code, why = 130, "stopped by Ctrl-C"
-    except BrokenPipeError:  # | head: the reader has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe: | head
         code = 0
         _forget_output()
     except OSError as e:
@@ -202,38 +189,35 @@ def run(main, argv=None):
 
 
 def end(code):
-    """Leave a program. Its work is done and said: a signal cannot change the exit code any more."""
+    """Exit. The program has done its work, so signals do not change the exit code any more."""
     for s in (signal.SIGINT, signal.SIGTERM):
         signal.signal(s, signal.SIG_IGN)
-    if "WORLD_SIZE" in os.environ:
-        # a gloo thread may still be letting go of its last tensor, and would abort an interpreter
-        # that winds down
+    if "WORLD_SIZE" in os.environ:  # a gloo thread may still be running: it would abort sys.exit()
         os._exit(code)
     sys.exit(code)
 
 
 def _mend_streams():
-    """What is closed prints into nothing; what cannot show a character shows its number.
+    """Replace closed streams by /dev/null; escape characters that a stream cannot encode.
 
-    (That nothing takes the number of the closed file, so no checkpoint can be opened in its place.)
+    /dev/null takes the file number of the closed stream, which a checkpoint could get otherwise.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        with contextlib.suppress(AttributeError):  # a stand-in without the method
+        with contextlib.suppress(AttributeError):  # the stream of a test or notebook
             getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def _is_lack_of_memory(error):
-    """torch has a type of its own for a GPU, and for the CPU none."""
+    """torch has an exception class for GPU memory, but none for CPU memory."""
     text = str(error)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text
 
 
 @contextlib.contextmanager
 def stop_when_asked():
-    """Inside, Ctrl-C and SIGTERM are put into a list for the loop to look at; a second one raises.
-    """
+    """Yields a list, to which the first Ctrl-C or SIGTERM is appended; a second one raises."""
     asked = []
 
     def handler(signum, frame):
@@ -253,7 +237,7 @@ def _raise(signum, frame):
 
 
 def _forget_output():
-    """Point stdout and stderr into nothing, so that winding down does not stumble over them."""
+    """Redirect stdout and stderr to /dev/null, so that flushing them at exit cannot fail."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -261,20 +245,20 @@ def _forget_output():
 
 
 def choose_device(name):
-    """'auto', 'cpu', 'cuda' or 'mps' -> device, autocast context, a sentence: what and why.
+    """'auto', 'cpu', 'cuda' or 'mps' -> device, autocast context, a sentence that explains both.
 
-    Raises BadInput for a device that is not there.
+    Raises BadInput for a device that this machine does not have.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(name, True):
-        raise BadInput(f"--device {name} was asked, but torch sees no such device here; "
+        raise BadInput(f"--device {name} was given, but torch finds no such device; "
                        "use --device auto or cpu")
     kind = name
-    if name == "auto":  # mps is untested, so it must be asked for
+    if name == "auto":  # mps is untested, so it is never chosen automatically
         kind = "cuda" if available["cuda"] else "cpu"
     device = torch.device(kind)
     if kind == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves fp32
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
         if torch.cuda.is_bf16_supported(including_emulation=False):
             sentence = f"device {torch.cuda.get_device_name()}, bf16 (the GPU has it)"
             return device, torch.autocast("cuda", torch.bfloat16), sentence

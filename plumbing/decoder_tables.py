@@ -29,7 +29,9 @@ def paired_difference(a, b):
 
 
 def wall_seconds(result):
-    """The seconds of a result with its training, also where that was done earlier."""
+    """The seconds of a result with its training, also where that was done earlier: then with those
+    of the training log where nothing else is known."""
     training = result["training"] or {}
     earlier = result.get("source", "").startswith("trained earlier")
-    return result["wall_seconds"] + (training.get("wall_seconds", 0) if earlier else 0)
+    of_training = training.get("wall_seconds", training.get("seconds", 0)) if earlier else 0
+    return result["wall_seconds"] + of_training

@@ -19,8 +19,10 @@ from plumbing.checkpoint import read_log, replace_file
 from plumbing.pages import select
 from plumbing.report import amount
 
-WIDTH = 8.3  # inches, which are 830 pixels on GitHub
-COLORS = {"mdm": "#1b6ca8", "sidm": "#c0392b", "scdm": "#2a9d5c", "mtp": "#8e44ad", "ar": "#555555"}
+WIDTH, PIXELS = 8.3, 996  # of a figure: inches, which are 830 pixels on GitHub
+NARROW = {"boards-9x9": 6.4}  # inches, also shown in 830 pixels: text that a phone can show
+COLORS = {"mdm": "#1b6ca8", "sidm": "#c0392b", "scdm": "#2a9d5c", "bcdm": "#d2710a",
+          "mtp": "#8e44ad", "mtp-no-latents": "#8e44ad", "ar": "#555555"}
 ALL = {"sudoku-gen 6x6": 64, "sudoku-gen 9x9": 128}  # where "all" latents stand
 GREY, INK = "#9aa0a6", "#16191d"
 LABELS = {"latents": "latent tokens in each forward pass", "seconds": "training seconds",
@@ -69,14 +71,16 @@ def draw(figures, rows, folder):
     files = []
     for name, (across, height, panels) in figures.items():
         if any(select(rows, words) for panel in panels for words in rows_named(panel)):
-            files.append(save(plt, draw_panels(plt, rows, across, height, panels), folder, name))
+            files.append(save(plt, draw_panels(plt, rows, across, height, panels,
+                                               NARROW.get(name, WIDTH)), folder, name))
     files.append(save(plt, draw_rule(plt), folder, "rule"))
     return files
 
 
 def save(plt, figure, folder, name):
     file = Path(folder) / f"{name}.png"
-    replace_file(file, functools.partial(figure.savefig, format="png", dpi=120,
+    replace_file(file, functools.partial(figure.savefig, format="png",
+                                         dpi=round(PIXELS / figure.get_figwidth(), 6),
                                          metadata={"Software": None}))
     plt.close(figure)
     return file
@@ -91,10 +95,10 @@ def rows_named(panel):
 # Curves
 
 
-def draw_panels(plt, rows, across, height, panels):
-    """across: panels in a row; height of each row in inches."""
+def draw_panels(plt, rows, across, height, panels, width):
+    """across: panels in a row; width of the figure and height of each row in inches."""
     down = math.ceil(len(panels) / across)
-    figure, axes = plt.subplots(down, across, figsize=(WIDTH, height * down), squeeze=False,
+    figure, axes = plt.subplots(down, across, figsize=(width, height * down), squeeze=False,
                                 layout="constrained")
     for axis in axes.flat[len(panels):]:
         axis.axis("off")
@@ -211,7 +215,8 @@ PICTURES = (  # objective, latents, what to see
     ("mtp", 2, "window W = 3: all that is\npresent sees all the others"),
     ("mdm", 4, "masked diffusion: all cells are\npresent and see each other"),
     ("sidm", 0, "no latents: unknown cells\nare not even present"),
-    ("scdm", 2, "n = 2 latents: each sees those\nof lower rank, cell 4 sees all"))
+    ("scdm", 2, "n = 2 latents: each sees those\nof lower rank, cell 4 sees all"),
+    ("bcdm", 2, "n = 2 latents see each other,\ncell 4 sees all (not in the paper)"))
 
 
 def ranks_of(objective, n):
@@ -233,22 +238,26 @@ def ranks_of(objective, n):
 
 def draw_rule(plt):
     """What model.visible() says in decoding, an 8 x 8 matrix for each objective."""
-    figure, axes = plt.subplots(2, 3, figsize=(WIDTH, 6.7), layout="constrained")
+    figure, axes = plt.subplots(3, 3, figsize=(WIDTH, 7.6), layout="constrained",
+                                height_ratios=(1, 1, 0.22))
     for axis, (objective, n, words) in zip(axes.flat, PICTURES):
         draw_matrix(axis, *ranks_of(objective, n))
         axis.text(-2, -4.2, objective, va="top", size=12, weight="bold")
         axis.text(-2, -2.9, words, va="top", size=9, color=INK)
-    legend = axes.flat[-1]
+    for axis in axes[-1]:
+        axis.remove()
+    legend = figure.add_subplot(axes[-1, 0].get_gridspec()[-1, :])
     legend.axis("off")
-    legend.set(xlim=(0, 8), ylim=(8.1, -3))
+    legend.set(xlim=(-0.8, 24), ylim=(2.6, -0.6))
     kinds = {"known": "known", "decoded": "decoded: unknown, committed\nafter this pass",
              "latent": "latent: unknown, present,\npredicted, not committed",
              "absent": "not in this pass"}
     for i, (kind, words) in enumerate(kinds.items()):
-        legend.add_patch(plt.Rectangle((0, 1.5 * i), 0.9, 0.9, color=KINDS[kind]))
-        legend.text(1.3, 1.5 * i + 0.45, words, va="center")
-    legend.text(0, 6.2, "A filled square: the row's cell\nlooks at the column's cell,\nwhich has "
-                "that colour.", va="top")
+        x = (0, 3.6, 11.4, 18.8)[i]
+        legend.add_patch(plt.Rectangle((x, 0), 0.8, 1, color=KINDS[kind]))
+        legend.text(x + 1.1, 0.5, words, va="center")
+    legend.text(0, 2.1, "A filled square: the row's cell looks at the column's cell, which has "
+                "that colour.", va="center")
     figure.suptitle(RULE, size=11, x=0.01, ha="left")
     return figure
 

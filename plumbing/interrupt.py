@@ -1,19 +1,19 @@
-"""Ctrl-C or SIGTERM while torch is still loading (seconds): one line and the right code.
+"""Ctrl-C or SIGTERM while torch is still loading (seconds): one line and the right exit code.
 
-A program imports this before torch; plumbing.cli.run takes the two signals over afterwards.
+A program imports this before torch; plumbing.cli.run installs other handlers afterwards.
 """
-import _signal  # signal itself takes longer to load than all that Python loads before it
+import _signal  # because `signal` takes longer to load than all that Python loads before
 import os
 import sys
 
 
 def leave(signum, frame):
-    """End at once: nothing is there to be saved, and a half-done import cannot be unwound."""
+    """End at once: there is nothing to save yet."""
     word = "Ctrl-C" if signum == _signal.SIGINT else "SIGTERM"
     try:
         os.write(2, f"{os.path.basename(sys.argv[0])}: stopped by {word}\n".encode())
     except OSError:
-        pass  # nobody reads it
+        pass  # stderr is closed
     os._exit(128 + signum)
 
 

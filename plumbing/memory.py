@@ -5,12 +5,11 @@ import torch
 
 
 def watch_memory(device):
-    """From here on counts for peak_memory_gb().
+    """Begin to measure for peak_memory_gb().
 
-    To be called before a training begins: a recorded step, replayed, allocates nothing that could
-    be seen.
+    Call it before a training begins, because replaying a CUDA graph allocates nothing.
     """
-    gc.collect()  # the model before this one
+    gc.collect()  # frees the previous model
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

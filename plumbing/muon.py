@@ -2,9 +2,9 @@
 
     L matrices of one shape   m, n their sides
 
-torch's own goes through the matrices one by one: at 24 to 72 small matrices a GPU waits for kernels
-to be launched. The stack of one shape does not fill a GPU either, so each has a stream of its own.
-The method is Muon's (arXiv 2502.16982); a test holds the two to each other.
+torch updates one matrix after the other, so with 24 to 72 small matrices the GPU waits for kernel
+launches. A stack of one shape does not fill a GPU either, so each stack has its own CUDA stream.
+The method is Muon's (arXiv 2502.16982); a test compares the two.
 """
 import functools
 
@@ -12,7 +12,7 @@ import torch
 
 
 def orthogonalize(updates, coefficients, steps, eps, dtype):
-    """Newton-Schulz on a stack of matrices, (L, m, n): singular values to near 1, in dtype."""
+    """Newton-Schulz on a stack (L, m, n), in dtype: all singular values become close to 1."""
     a, b, c = coefficients
     x = updates.to(dtype)
     tall = x.shape[1] > x.shape[2]
@@ -28,15 +28,15 @@ def orthogonalize(updates, coefficients, steps, eps, dtype):
 
 @functools.cache
 def stream(number, device):
-    """-> a CUDA stream, the same one at every call."""
+    """-> a CUDA stream, the same one in every call."""
     return torch.cuda.Stream(device)
 
 
 def side_by_side(functions, device):
-    """Call each of the functions, on a GPU each on a stream of its own.
+    """Call each of the functions, on a GPU each in a stream of its own; later kernels wait for all.
 
-    What is called next waits for all of them. So their memory needs no more care: until then
-    nothing that they read is freed, and what one of them frees only its own stream takes again.
+    Memory is safe: what the functions read is not freed before the wait, and what a function frees
+    is reused in its own stream only.
     """
     if device.type != "cuda":
         for function in functions:
@@ -55,8 +55,8 @@ def side_by_side(functions, device):
 class BatchedMuon(torch.optim.Muon):
     """State and update of torch.optim.Muon with adjust_lr_fn="match_rms_adamw"; lr is a tensor.
 
-    But in fp32 where there is no GPU: many CPUs have no bf16 arithmetic, and imitating it takes
-    more time than the rest of the training step (LOG.md).
+    On a CPU in fp32: many CPUs emulate bf16, which takes longer than the rest of a training step
+    (LOG.md).
     """
 
     def __init__(self, params, lr, weight_decay):

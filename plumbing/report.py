@@ -11,7 +11,7 @@ Files are input: when read they are checked, and their strings made harmless.
 import json
 import math
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 from errors import BadInput, printable
 from metrics import wilson
@@ -241,7 +241,7 @@ def pool(setting, members):
         "steps": " ".join(str(t["steps"]) for t in trained),
         "num_steps": mean([t["steps"] for t in trained]) if trained else None,
         "memory_gb": max((t["peak_memory_gb"] or 0 for t in trained), default=0) or None,
-        "minutes": mean([wall_seconds(d) / 60 for d, _ in members]),
+        "minutes": median([wall_seconds(d) / 60 for d, _ in members]),
         "machine": result["machine"]["device"], "logs": [d.get("log") for d, _ in members]}
     if likelihoods:
         pooled.update(nats_per_cell=mean([d["nats_per_cell"] for d in likelihoods]),
@@ -299,8 +299,7 @@ def of_preset(preset, results, names):
         command += " --puzzles DIR"
     machines = dict.fromkeys(d["machine"]["device"] for d in results)
     return {"preset": preset, "run": "preset", "command": command, "seeds": seeds,
-            "minutes": sum(map(mean, walls.values())) / 60,
-            "machine": " and ".join(machines)}
+            "minutes": sum(map(median, walls.values())) / 60, "machine": " and ".join(machines)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -309,6 +308,8 @@ def of_preset(preset, results, names):
 COMPARED = (  # what latents change, in words; two sides: objective, trained window, latents
     ("diffusion: independent (sidm) or joint (mdm)", ("sidm", None, 0), ("mdm", None, "all")),
     ("one scdm model at n = 0 or n = all", ("scdm", None, 0), ("scdm", None, "all")),
+    ("one bcdm model at n = 0 or n = all", ("bcdm", None, 0), ("bcdm", None, "all")),
+    ("mtp without or with latents", ("mtp-no-latents", None, 0), ("mtp", "all", "all")),
     ("mtp trained with W = 1 or W = all", ("mtp", "1", 0), ("mtp", "all", "all")))
 BENCH_PARTS = {  # of a bench report: a list of rows each -> title
     "train": "Training step", "budget": "Where the mdm step goes", "sample": "Sampling",
@@ -352,11 +353,9 @@ def table(found, order):
         rows, whole = pool_seeds(results), of_preset(preset, results, order[preset])
         more = [name for name in (*SETTING[1:], "distance") if name != "latents"
                 and len({row.get(name) for row in rows}) > 1]
-        lines = [(row["run"], row["task"], show(row["latents"]),
-                  *(show(row.get(name)) for name in more), mean_and_sd(row),
-                  f"{row['solved']}/{row['num']}", f"{row['low']:.1f}-{row['high']:.1f}",
-                  f"{row['nfe']:.4g}", f"{row['tokens']:.0f}", f"{row['seconds']:.2f}")
-                 for row in rows]
+        lines = [(r["run"], r["task"], show(r["latents"]), *(show(r.get(name)) for name in more),
+                  mean_and_sd(r), f"{r['solved']}/{r['num']}", f"{r['low']:.1f}-{r['high']:.1f}",
+                  f"{r['nfe']:.4g}", f"{r['tokens']:.0f}", f"{r['seconds']:.2f}") for r in rows]
         parts += [f"**{preset}**: `{whole['command']}` ({whole['machine']}; {whole['seeds']} "
                   f"seed{'s' * (whole['seeds'] > 1)}, {whole['minutes']:.1f} minutes each)",
                   markdown(("run", "task", "latents", *(m.replace("_", " ") for m in more),
@@ -390,11 +389,11 @@ def bench_markdown(report):
         columns = list(dict.fromkeys(k for row in rows for k in row if row[k] is not None))
         if rows:
             lines = [[show(row.get(name)) for name in columns] for row in rows]
-            text += ["", f"{title}:", "",
-                     markdown([name.replace("_", " ") for name in columns], lines)]
+            titles = [name.replace("_", " ") for name in columns]
+            text += ["", f"{title}:", "", markdown(titles, lines)]
     if "exponents" in report:
-        lines = [f"{name}: exponent {value:.2f}" for name, value in report["exponents"].items()]
-        text += ["", "  \n".join(lines)]
+        text += ["", "  \n".join(f"{name}: exponent {value:.2f}"
+                                 for name, value in report["exponents"].items())]
     return "\n".join(text)
 
 

@@ -1,4 +1,4 @@
-"""What train.py and sample.py are asked for, the puzzles they read, the boards they show."""
+"""The command lines of train.py and sample.py, the puzzles they read, the boards they show."""
 import json
 import os
 import sys
@@ -20,11 +20,11 @@ from plumbing.trace import MOST
 
 
 def parse_train_args(description, argv):
-    """Command line -> Config, resume flag. Defaults < preset < flags; all of them are checked."""
+    """Command line -> checked Config, resume flag. Defaults < preset < flags."""
     p = Parser(description)
     p.add_argument("--preset", choices=sorted(PRESETS), help="a set of fields; flags override it")
     p.add_argument("--resume", action="store_true",
-                   help="go on from OUT/ckpt.pt with its config; an empty OUT starts fresh")
+                   help="continue from OUT/ckpt.pt with its config; an empty OUT starts fresh")
     add_config_flags(p)
     flags = vars(p.parse_args(argv))
     preset, resume = flags.pop("preset"), flags.pop("resume")
@@ -35,7 +35,7 @@ def parse_train_args(description, argv):
         saved = load_checkpoint(file)["config"]
         configuration.check_same_run(saved, asked, file)
         changed = {k: v for k, v in asked.items() if k in MAY_CHANGE}
-        changed["out"] = config.out  # where it was found: the folder may have been renamed
+        changed["out"] = config.out  # the folder may have been renamed
         config = replace(saved, **changed)
     configuration.check(config)
     configuration.check_asked(config, flags)
@@ -44,47 +44,46 @@ def parse_train_args(description, argv):
 
 def parse_sample_args(description, argv):
     """The command line of sample.py."""
-    p = Parser(description, epilog="Sampling parameters without a meaning for the objective are "
-               "refused.")
+    p = Parser(description, epilog="Parameters without a meaning for the objective are refused.")
     whole = number(1, 1_000_000)
     p.add_argument("--ckpt", type=path, metavar="FILE",
                    help="checkpoint of train.py; carries task, objective and sizes")
-    p.add_argument("--num", type=whole, help="how many samples; with --puzzles: the first of the "
-                   "file (default all); with --puzzle: answers to it, at T = 1 and with pass@k")
+    p.add_argument("--num", type=whole, help="number of samples; with --puzzles: of puzzles from "
+                   "the file (default all); with --puzzle: of answers, at T = 1 and with pass@k")
     p.add_argument("--puzzle", metavar="STRING",
                    help="one puzzle (81 characters, or a graph in its task's text format)")
     p.add_argument("--puzzles", type=path, metavar="FILE",
                    help="a file of puzzles; README.md lists the formats")
     p.add_argument("--answers", type=path, metavar="FILE",
-                   help="write puzzle, answer, solved and confidence there, one line each")
-    p.add_argument("--trace", type=path, metavar="FILE", help="write every step there, for "
-                   f"viewer/viewer.html, as .json or as a page (.html); at most {MOST} samples")
+                   help="write puzzle, answer, solved and confidence to FILE, a line per sample")
+    p.add_argument("--trace", type=path, metavar="FILE", help="write every step to FILE, as .json "
+                   f"for viewer/viewer.html or as a page (.html); at most {MOST} samples")
     p.add_argument("--latents", type=number(0, all_=True), metavar="N|all",
-                   help="scdm: latent tokens, redrawn each step; default all")
+                   help="scdm, bcdm: latent tokens, redrawn in each step; default all")
     p.add_argument("--window", type=number(1, all_=True), metavar="W|all",
-                   help="mtp: window, W - 1 of it latents; default as trained")
-    p.add_argument("--order", choices=ORDERS,
-                   help="which cell next; default: confidence for puzzles, random for generation")
+                   help="mtp: window with W - 1 latents; default: as trained")
+    p.add_argument("--order", choices=ORDERS, help="which cell is decoded next; default: "
+                   "confidence for puzzles, random for generation")
     p.add_argument("--candidates", type=number(1, all_=True), metavar="N|all",
-                   help="cells that compete for being next; default: all, for scdm 8")
+                   help="cells that compete for being decoded; default: all, for scdm and bcdm 8")
     p.add_argument("--tokens-per-step", type=whole, metavar="K",
                    help="cells committed per forward pass; default 1")
     p.add_argument("--temperature", type=number(0.0, 1e6, kind=float), metavar="T",
                    help="0 is greedy; default: 0 for puzzles, 1 for generation")
     p.add_argument("--decoder", metavar="NAME|list",
-                   help="decode by a rule of another paper; list shows them, without a --ckpt")
+                   help="decode by a rule of another paper; list shows all, without a --ckpt")
     p.add_argument("--decoder-param", action="append", metavar="[NAME=]VALUE",
                    help="a parameter of that decoder; without a name its first one")
     p.add_argument("--restarts", type=number(0, 1000), default=0, metavar="R",
-                   help="decode again, up to R times, what breaks the rules; default 0")
-    p.add_argument("--bound", action="store_true", help="do not sample: the likelihood of --num "
-                   "(default 256) held-out samples, for diffusion its bound with 32 masks each")
+                   help="decode samples that break the rules again, up to R times; default 0")
+    p.add_argument("--bound", action="store_true", help="print the likelihood of --num (default "
+                   "256) held-out samples, or its bound (diffusion, 32 masks per sample)")
     p.add_argument("--seed", type=number(0, 2**32), default=0,
-                   help="of the order, the latents and the sampled symbols; default 0")
+                   help="seed of the order, the latents and the sampled symbols; default 0")
     p.add_argument("--device", choices=DEVICES, default="auto", help="where to run")
     p.add_argument("--color", choices=("auto", "always", "never"), default="auto",
                    help="auto: when stdout is a terminal")
-    p.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
+    p.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args = p.parse_args(argv)
     check_together(args)
     return args
@@ -99,7 +98,7 @@ def check_together(args):
         "puzzle", "puzzles", "answers")} | {"restarts": args.restarts or None}
     for name in (name for name, value in asked.items() if args.bound and value is not None):
         raise BadInput(f"--bound decodes nothing, so --{name.replace('_', '-')} has no meaning "
-                       "with it; leave one out")
+                       "with it; drop one of them")
     if args.ckpt is None:
         raise BadInput("the following arguments are required: --ckpt")
     for flag, file in (("--trace", args.trace), ("--answers", args.answers)):
@@ -110,14 +109,15 @@ def check_together(args):
                        "--decoder list shows them")
     for flag, given in (("--bound", args.bound), ("--restarts", args.restarts)):
         if args.trace and given:
-            raise BadInput(f"--trace shows one decode, which {flag} is not; leave one of them out")
+            raise BadInput(f"--trace shows a single decode, but {flag} is not one; drop one of "
+                           "them")
 
 
 def refuse_overwriting(flag, file, name, other):
-    """Raises BadInput if what flag writes would replace what name reads."""
+    """Raises BadInput if `flag` would write to the file that `name` reads."""
     if file and other and os.path.realpath(file) == os.path.realpath(other):
-        raise BadInput(f"{flag} {printable(file, 200)} would overwrite what {name} reads; give "
-                       "another file")
+        raise BadInput(f"{flag} {printable(file, 200)} would overwrite the file of {name}; give "
+                       "another one")
 
 
 def use_color(choice):
@@ -127,14 +127,14 @@ def use_color(choice):
 
 
 def read_request(args, task, config, choose_decoder):
-    """What is to be decoded and how -> start (num, S), references (num, A) or None, sampling.
+    """sample.py's arguments -> start (num, S), references (num, A) or None, SamplingParams.
 
     choose_decoder: decoders.choose. Raises BadInput.
     """
     asked = {name: getattr(args, name) for name in ("order", "candidates", "latents", "window",
                                                     "tokens_per_step", "temperature")}
     if args.puzzle is not None and (args.num or 1) > 1 and args.temperature is None:
-        asked["temperature"] = 1.0  # several answers to one puzzle are asked for
+        asked["temperature"] = 1.0  # several answers to one puzzle
     from_user = args.puzzle is not None or args.puzzles is not None
     greedy = task.unique_answer or from_user
     if args.decoder:
@@ -148,15 +148,15 @@ def read_request(args, task, config, choose_decoder):
         start, references = task.test_set(args.num or 1)
     if OBJECTIVES[config.objective].next_token and (start[:, task.P:] != task.MASK).any():
         raise BadInput(f"objective {config.objective} reads from left to right and cannot see "
-                       "givens that stand further on; solve puzzles with mdm, scdm, sidm or mtp")
+                       "givens to the right; solve puzzles with mdm, scdm, sidm or mtp")
     return start, references, sampling
 
 
 def load_puzzles(task, puzzle=None, file=None, num=None):
     """One puzzle, or a file of them -> start (num, S), references (num, A): find_references().
 
-    num: answers to the one puzzle, or how many of the file. Raises BadInput for what cannot be
-    solved, naming file and line.
+    num: copies of the one puzzle, or number of puzzles from the file. Raises BadInput with file and
+    line for puzzles that have no solution.
     """
     if puzzle is not None and file is not None:
         raise BadInput("--puzzle and --puzzles were both given; give one")
@@ -165,10 +165,10 @@ def load_puzzles(task, puzzle=None, file=None, num=None):
         if len(puzzles) > 1:
             raise BadInput(f"--puzzle holds {len(puzzles)} puzzles; give a file with --puzzles")
         puzzles = puzzles * (num or 1)
-    else:  # what stands behind the first --num is not looked at
+    else:  # lines after the first --num puzzles are not read
         puzzles, notes = task.read(read_text(file), file, num)
         if num and num > len(puzzles):
-            raise BadInput(f"--num {num} is more than the {len(puzzles)} puzzles of "
+            raise BadInput(f"--num {num} is more than the {len(puzzles)} puzzles in "
                            f"{printable(file, 200)}")
     for note in notes:
         say(note)
@@ -176,7 +176,7 @@ def load_puzzles(task, puzzle=None, file=None, num=None):
 
 
 def find_references(puzzles, task):
-    """-> (num, A), a row of -1 where there is none; what has none is said. Raises BadInput."""
+    """-> (num, A), a row of -1 if there is none, which is reported on stderr. Raises BadInput."""
     references, lacking, solved = [], {}, {}
     for start, answer, place in tqdm(puzzles, desc="checking puzzles", delay=2, leave=False):
         why = None
@@ -197,7 +197,7 @@ def find_references(puzzles, task):
 
 
 def likelihood_report(args, model, task, config, device, autocast):
-    """What sample.py --bound prints: one line, or with --json one object."""
+    """-> what sample.py --bound prints: one line, or with --json one object."""
     nats, error, exact = held_out_likelihood(model, task, config.objective, config.window,
                                              args.num or 256, 32, device, autocast)
     floor = entropy_floor(task)
@@ -208,12 +208,12 @@ def likelihood_report(args, model, task, config, device, autocast):
     line = f"{what}: {nats:.4f} +- {error:.4f} nats per cell"
     if floor is None:
         return line
-    return (f"{line}; the floor of uniformly random boards, {floor:.4f}, is "
+    return (f"{line}; the entropy of uniformly random boards is {floor:.4f}, "
             f"{task.A * (nats - floor):.2f} nats per board lower")
 
 
 def answers_to_file(file, task, start, answers, stats):
-    """One line each: puzzle, answer, solved (1 or 0) and confidence, separated by tabs."""
+    """Write a line per sample: puzzle, answer, solved (1 or 0), confidence, with tabs between."""
     lines = ["puzzle\tanswer\tsolved\tconfidence\n"]
     empty = task.blanks(start).all(dim=1)
     for i in range(len(start)):
@@ -225,7 +225,7 @@ def answers_to_file(file, task, start, answers, stats):
 
 
 def solved_line(task_name, objective, metrics):
-    """metrics: from metrics.summarize() -> one line: how many were solved, with the interval."""
+    """metrics: from metrics.summarize() -> one line: the number solved, with its interval."""
     low, high = metrics["interval"]
     return (f"{task_name} {objective}: solved {metrics['solved']}/{metrics['num']} = "
             f"{100 * metrics['solved_rate']:.1f} % "
@@ -233,7 +233,7 @@ def solved_line(task_name, objective, metrics):
 
 
 def show(task, start, answers, history, stats, report, color):
-    """Every step of a single sample, the end of the first five otherwise; mistakes in words."""
+    """Print each step of a single sample, or the first five answers; mistakes in words."""
     for s in range(min(len(start), 5)):
         before = start[s, task.P:]
         if len(start) == 1:
@@ -244,11 +244,11 @@ def show(task, start, answers, history, stats, report, color):
                 before = now
         if len(start) > 1 or not history:
             print(f"sample {s + 1}\n{task.render(start[s], answers[s], answers[s], color)}")
-        said = task.mistakes(start[s], answers[s])
-        if bool(stats["solved"][s]) == bool(said):  # two checkers, written differently, must agree
+        found = task.mistakes(start[s], answers[s])
+        if bool(stats["solved"][s]) == bool(found):  # check() and mistakes() are separate code
             raise RuntimeError(f"the checkers of task {task.name} disagree about sample {s + 1}")
-        more = f"; and {len(said) - 5} more" if len(said) > 5 else ""
-        print(("mistakes: " + "; ".join(said[:5]) + more if said else "valid") + "\n")
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        print(("mistakes: " + "; ".join(found[:5]) + more if found else "valid") + "\n")
     line = solved_line(task.name, report["objective"], report)
     if report["exact"] is not None:
         line += (f", exact {report['exact']}/{report['references']}, "
@@ -261,7 +261,7 @@ def show(task, start, answers, history, stats, report, color):
     if report["decoder"]:
         chosen = ", ".join(f"{k} = {value}" for k, value in report["decoder_params"].items())
         print(f"decoder {report['decoder']} ({chosen}): {report['undone']} cells undone per "
-              f"sample, Kendall's tau of its order with the cells' {report['order_tau']}")
+              f"sample, Kendall's tau of commits and cells {report['order_tau']}")
     else:
         order = report["order"]
         if order in ("confidence", "margin", "entropy"):

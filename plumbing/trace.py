@@ -1,20 +1,20 @@
-"""What a decode did, step by step: the record of one step, and the file that the viewer shows.
+"""The record of each decoding step, and the file that the viewer shows.
 
     B batch   P prompt positions   A answer positions   S = P + A   K answer symbols
-    R samples that took part in a step   T tokens in its forward pass   Q cells that it predicted
+    R samples that take part in a step   T tokens in its forward pass   Q predicted cells
 
 `decode(..., history)` appends a RECORD per forward pass of B samples: a dict with
 
-    tokens      (B, S) after the pass, MASK where unknown
-    present     (R or 1, T) positions that were in the pass ("R or 1": one row may stand for all)
-    rank        (R or 1, T); +inf: nobody's, left out; None: everything sees everything; or CAUSAL
+    tokens      (B, S) after the pass, MASK if unknown
+    present     (R or 1, T) positions in the pass (1: the same for all samples)
+    rank        (R or 1, T), +inf for tokens that are left out; or None, or CAUSAL (model.py)
     logits      (R, Q, K)
-    cells       (R or 1, Q) positions the logits are about; None or absent: `present`
-    rows        (R,) which of the B samples took part; None or absent: all of them
-    candidates  of the last so many of `present` some may be committed now; None or absent: of all
-    pairs       that went through the model, int or (R,); None or absent: T less those left out
+    cells       (R or 1, Q) positions of the logits; None or absent: `present`
+    rows        (R,) which of the B samples take part; None or absent: all
+    candidates  the number of candidates, the last ones of `present`; None or absent: all of them
+    pairs       in the pass, int or (R,); None or absent: T without those that are left out
     passes      forward passes, int or (R,); absent: 1
-    at          when it was done, by time.perf_counter()
+    at          time.perf_counter() at the end of the step
 
 write() turns a history into a TRACE: FILE.json, or FILE.html, which is viewer/viewer.html with the
 same text inside. JSON, one step per line:
@@ -22,31 +22,31 @@ same text inside. JSON, one step per line:
     format, version  "nanolatent trace", 1; the number rises when the meaning of a field changes
     task             {name, kind "board" or "path", P, A}; a board: side, box [rows, columns];
                      a path: walk, the pairs of cells that are one edge of the answer
-    symbols          the K answer symbols as text; everywhere else a symbol is its number 0..K-1
+    symbols          the K answer symbols as text; in other fields a symbol is its number 0..K-1
     about            {objective, params, order, latents, temperature, seed, ...}: words and numbers
     samples          a list of
         prompt       the puzzle as text
-        start        A symbols that are known from the start, -1 for what is to be found
-        given        the same, with the givens that only a prompt shows (layout "prompt")
+        start        A symbols at the start, -1 if unknown
+        given        the same, with the givens of the prompt (layout "prompt")
         edges, ends  paths only: [[a, b], ...] and [start, goal], as symbols
-        reference    A symbols, or null where there is none
+        reference    A symbols, or null without a reference
         solved, mistakes [sentences], nfe, tokens    of the answer
         steps        a list of
-            who      a letter for each of the S positions: k known, l latent, c candidate for being
-                     committed, "." not in the pass, n predicted where its predecessor stands
-                     (next-token models: it is not in the pass itself)
-            rank     null: everything sees everything; "causal": 1, 2, 3, ... ; or a list, for the
-                     k, l and c of `who` in their order (model.visible says who looks at whom)
+            who      a letter for each of the S positions: k known, l latent, c candidate, "." not
+                     in the pass, n predicted by its predecessor (next-token models: the position
+                     itself is not in the pass)
+            rank     null (all see all), "causal" (1, 2, 3, ...), or a list for the k, l and c of
+                     `who` in their order (model.visible says who sees whom)
             probs    base64 of K uint8 for each l, c and n in their order: 255 is probability 1
-                     (before any temperature)
+                     (at temperature 1)
             entropy  base64 of a uint8 for each of them: 255 is log K nats
             set      [[cell, symbol], ...] committed in this step; cells are numbered 0..A-1
-            undone   [cell, ...] whose symbol was taken away; if it was replaced it is in set, too
-            tokens   pairs that were fed in this step;  passes: forward passes
-            seconds  since decoding began (of the whole batch), or null where nobody measured
-            mistakes sentences, where they are others than after the step before; at most 8
+            undone   [cell, ...] whose symbol was removed; if it was replaced it is in set, too
+            tokens   pairs in this step;  passes: forward passes
+            seconds  since decoding began (of the whole batch), or null if not measured
+            mistakes sentences, if they differ from those of the step before; at most 8
 
-A trace is input to the page, which believes none of it: every field is checked there again.
+The page does not trust a trace: it checks every field again.
 """
 import base64
 import json
@@ -61,15 +61,15 @@ from plumbing.checkpoint import write_text
 from plumbing.cli import BadInput, printable
 
 FORMAT, VERSION = "nanolatent trace", 1
-MOST = 16  # samples in one trace
+MOST = 16  # samples in a trace
 PAGE = Path(__file__).parents[1] / "viewer" / "viewer.html"
-PLACE = '<script type="application/json" id="trace"></script>'  # where the page takes its data
+PLACE = '<script type="application/json" id="trace"></script>'  # the place of the page's data
 
 
 def new_history(args, num):
-    """sample.py's arguments, number of samples -> history: an empty list, or None: not wanted.
+    """sample.py's arguments, number of samples -> history: [], or None if it is not needed.
 
-    Raises BadInput for more samples than a trace holds.
+    Raises BadInput for more than MOST samples.
     """
     if args.trace and num > MOST:
         raise BadInput(f"--trace takes at most {MOST} samples, not {num}; give --num {MOST}")
@@ -79,9 +79,9 @@ def new_history(args, num):
 def write(file, task, start, references, history, answers, stats, about):
     """Write the trace of one decoded batch, as JSON or (FILE.html) as a page. Raises BadInput.
 
-    start (B, S); references (B, A), a row of -1 where there is none, or None; history: records;
-    answers (B, A); stats (B,) each, with nfe, tokens, solved; about: a dict of plain values, with
-    seconds: what the whole batch took, or None.
+    start (B, S); references (B, A), a row of -1 for a sample without one, or None; history: list of
+    records; answers (B, A); stats: nfe, tokens, solved, (B,) each; about: a dict of plain values,
+    with the seconds of the whole batch, or None.
     """
     text = to_text(trace(task, start, references, history, answers, stats, about))
     if str(file).lower().endswith((".html", ".htm")):
@@ -90,7 +90,7 @@ def write(file, task, start, references, history, answers, stats, about):
 
 
 def trace(task, start, references, history, answers, stats, about):
-    """-> the trace as a dict; see write() and the head of this file."""
+    """As write() -> the trace as a dict."""
     samples = []
     for b in range(len(start)):
         reference = None if references is None or references[b, 0] < 0 else references[b].tolist()
@@ -105,7 +105,7 @@ def trace(task, start, references, history, answers, stats, about):
 
 
 def geometry(task):
-    """What the page must know to draw an answer."""
+    """-> the entry `task` of a trace: what the page needs to draw an answer."""
     shape = {"name": task.name, "P": task.P, "A": task.A}
     if hasattr(task, "N"):
         return {**shape, "kind": "board", "side": task.N, "box": BOX[task.N]}
@@ -114,7 +114,7 @@ def geometry(task):
 
 
 def layout(task, start):
-    """What is known of one sample from the start (S,)."""
+    """start (S,) -> the entries start and given, for paths edges and ends."""
     known = start[task.P:].masked_fill(start[task.P:] == task.MASK, -1).tolist()
     if hasattr(task, "N"):
         return {"start": known, "given": task.givens(start.unsqueeze(0))[0].tolist()}
@@ -124,7 +124,7 @@ def layout(task, start):
 
 
 def steps_of(task, start, history, b, total_seconds):
-    """The steps of sample b, which began at start (S,)."""
+    """The steps of sample b, which starts at start (S,)."""
     before, told, steps = start.tolist(), [], []
     for step in history:
         rows = step.get("rows")
@@ -150,12 +150,12 @@ def row_of(values, r):
 
 
 def number_of(value, r):
-    """An int, or that of row r of (R,)."""
+    """value: an int or (R,) -> the int of row r."""
     return int(value[r]) if isinstance(value, torch.Tensor) else value
 
 
 def pairs_of(task, before, step, r):
-    """Who was in the pass of row r, their ranks, and what was predicted for the unknown."""
+    """Who was in the pass of row r, their ranks, and the predictions for unknown cells."""
     present = row_of(step["present"], r)  # (T,)
     about_all = step.get("cells") is None
     cells = present if about_all else row_of(step["cells"], r)  # (Q,)
@@ -185,12 +185,12 @@ def pairs_of(task, before, step, r):
 
 
 def plain(rank):
-    """A rank as a number of JSON: whole ones without a point."""
+    """A rank as a JSON number, an int if it is whole."""
     return int(rank) if rank is not None and rank == int(rank) else rank
 
 
 def distributions(logits):
-    """logits (q, K) -> their probabilities and entropies, in bytes."""
+    """logits (q, K) -> probabilities and entropies, as bytes."""
     probs = logits.softmax(dim=-1)
     entropy = -torch.special.xlogy(probs, probs).sum(dim=-1) / math.log(max(2, logits.shape[-1]))
     return {"probs": in_bytes(probs), "entropy": in_bytes(entropy)}
@@ -203,7 +203,7 @@ def in_bytes(values):
 
 
 def changes(task, before, after):
-    """Tokens (S,) before and after a step -> what was committed, and what was undone."""
+    """Tokens (S,) before and after a step -> the entries set and undone."""
     cells = range(task.P, task.S)
     return {"set": [[p - task.P, after[p]] for p in cells
                     if after[p] not in (before[p], task.MASK)],
@@ -211,9 +211,9 @@ def changes(task, before, after):
 
 
 def seconds_of(step, history, total):
-    """Seconds since decoding began: all of them, less what came after this step.
+    """Seconds since decoding began: the total minus the time after this step.
 
-    A GPU is not waited for after each step, so there nobody knows.
+    None on a GPU, because the host does not wait for it in each step.
     """
     if total is None or step["tokens"].device.type != "cpu":
         return None
@@ -225,7 +225,7 @@ def seconds_of(step, history, total):
 
 
 def to_text(trace):
-    """A trace as JSON, each step on a line of its own, in ASCII."""
+    """A trace as JSON in ASCII, one line per step."""
     def dump(value):
         return json.dumps(value, separators=(",", ":"))
 
@@ -239,9 +239,9 @@ def to_text(trace):
 
 
 def embed(text, place, page=None):
-    """JSON text into the page, at the empty script element `place` -> HTML. Raises BadInput.
+    """Put JSON text into the empty script element `place` of the page -> HTML. Raises BadInput.
 
-    With "<" written as an escape nothing in the data can end the script or begin another.
+    "<" is escaped, so that the data cannot end the script element or begin another.
     """
     if page is None:
         try:

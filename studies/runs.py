@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from config import Config
-from metrics import entropy_floor, held_out_likelihood
-from objectives import make_sampling_params, show_count
+from metrics import entropy_floor, held_out_likelihood, show_count
+from objectives import make_sampling_params
 from plumbing import report
 from plumbing.checkpoint import (load_checkpoint, load_model, read_log, replace_file,
                                  save_checkpoint, write_text)
@@ -61,7 +61,7 @@ def do_run(preset, r, seed, args, command):
     rows = [evaluate_one(model, task, config, r.name, asked, seed, device, autocast, args)
             for asked in r.grid if test_file(asked, args)]
     likelihood = None
-    if entropy_floor(task) is not None and not r.shipped:
+    if entropy_floor(task) is not None and not r.shipped and config.objective != "bcdm":
         nats, error, exact = held_out_likelihood(model, task, config.objective, config.window,
                                                  min(256, args.num), 64, device, autocast)
         likelihood = {"nats_per_cell": nats, "standard_error": error, "exact": exact,
@@ -132,10 +132,13 @@ def train_one(config, device, file):
     except (IndexError, KeyError, TypeError, ValueError):
         raise BadInput(f"{printable(log, 200)} does not end in a row of numbers; "
                        "move its folder away to train again") from None
+    if taken_up:  # with what was measured where it was trained, but for its memory
+        training["peak_memory_gb"] = None
+        return f"trained earlier, in {config.out}", training
     peak = peak_memory_gb(device)
     training["wall_seconds"] = round(time.perf_counter() - begun, 1)
     training["peak_memory_gb"] = peak and round(peak, 2)
-    return f"trained earlier, in {config.out}" if taken_up else "trained live", training
+    return "trained live", training
 
 
 def test_file(asked, args):

@@ -2,18 +2,20 @@
 
 Reading order of tests/concepts, the tests that explain:
     test_model.py       who may look at whom: matrices written out by hand, leaks, sets of tokens
-    test_losses.py      what is hidden in training, and the bound, against enumeration
-    test_objectives.py  an objective is a ranking: what each may see in TRAINING; a sixth of them
+    test_losses.py      what is masked in training, and the bound, against enumeration
+    test_objectives.py  an objective is a ranking: who sees whom in TRAINING; a new objective
+    test_block_causal.py  bcdm, from sidm to mdm
     test_sample.py      the sampler: oracles, exact distributions, costs, starts of all kinds
+    test_likelihood.py  the likelihood of held-out data and its bound, against enumeration
     test_tasks.py       boards, puzzles and graphs: symmetries, checkers against brute force
-    test_puzzles.py     the puzzle generator: one solution, no given too many
-tests/plumbing holds the others: files, command lines, resume, reports.
+    test_puzzles.py     the puzzle generator: unique solutions, minimal givens
+Other papers: test_decoders*.py, test_studies*.py. tests/plumbing: files, command lines, resume.
 """
 import os
 import tempfile
 from types import SimpleNamespace
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars only clutter a test log
+os.environ.setdefault("TQDM_DISABLE", "1")
 import plumbing  # noqa: E402, F401  (before torch: see there)
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -23,13 +25,14 @@ torch.set_num_threads(1)  # tiny models: one thread is faster than two that wait
 from data.puzzles import all_boards_4x4  # noqa: E402
 from model import Transformer  # noqa: E402
 from noise import sample_keys  # noqa: E402
+from objectives import OBJECTIVES  # noqa: E402
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
 LINE = f"{PUZZLE} {SOLUTION}"
 
 
-SCRATCH = tempfile.TemporaryDirectory()  # for data that a test makes without asking for a place
+SCRATCH = tempfile.TemporaryDirectory()  # data_dir of tests that name none
 
 
 def task_config(task="sudoku-gen", board_size=4, train_size=None, data_dir=SCRATCH.name, **kw):
@@ -45,7 +48,7 @@ class ToyTask:
 
 
 def random_model(task, width=32, depth=2, heads=2, seed=0):
-    """A model with every weight random (init_weights starts outputs at zero, which hides leaks)."""
+    """A model with random weights only (init_weights() sets outputs to zero, which hides leaks)."""
     generator = torch.Generator().manual_seed(seed)
     model = Transformer(task.V, task.K, task.S, width, depth, heads)
     for p in model.parameters():
@@ -54,8 +57,13 @@ def random_model(task, width=32, depth=2, heads=2, seed=0):
     return model.eval()
 
 
+def environment(**more):
+    """The environment of a child process: one thread, so that it computes the same bits."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+
+
 def keys_for(start, seed=0):
-    """The randomness of each sample, equal starts told apart."""
+    """The key of each sample; equal starts get different keys."""
     return sample_keys(seed, start, copies_differ=True)
 
 
@@ -68,7 +76,7 @@ def empty(task, count):
 class TrueConditionals:
     """A 'model' that knows a distribution over answers exactly: support (M, A), weights (M,).
 
-    It answers log p(x_i | the known cells), whatever ranks and latents it is given.
+    It returns log p(x_i | known cells) and ignores ranks and latents.
     """
 
     def __init__(self, task, support, weights=None):
@@ -78,14 +86,14 @@ class TrueConditionals:
     def __call__(self, tokens, positions, rank=None, cache=None, read_every=0):
         task, (B, T) = self.task, tokens.shape
         cells = positions.expand(B, T) - task.P
-        # what is known of each answer cell; the last column is the prompt's bin
+        # the answer cells, MASK if unknown; the last column receives the prompt
         state = torch.full((B, task.A + 1), task.MASK)
         state = state.scatter(1, torch.where(cells >= 0, cells, task.A), tokens)[:, :task.A]
         fits = (self.support == state[:, None]) | (state[:, None] == task.MASK)
         fits = fits.all(dim=2) * self.weights  # (B, M)
         onehot = torch.nn.functional.one_hot(self.support, task.K).float()  # (M, A, K)
-        share = fits / fits.sum(dim=1, keepdim=True)
-        probs = torch.einsum("bm,mak->bak", share, onehot)  # (B, A, K)
+        posterior = fits / fits.sum(dim=1, keepdim=True)
+        probs = torch.einsum("bm,mak->bak", posterior, onehot)  # (B, A, K)
         index = cells.clamp(min=0)[:, :, None].expand(-1, -1, task.K)
         return probs.gather(1, index).log().clamp(min=-1e9)  # (B, T, K)
 
@@ -97,9 +105,7 @@ class Oracle:
     """
 
     def __init__(self, task, start, answers):
-        self.task = task
-        self.answers = answers
-        self.start = start
+        self.task, self.start, self.answers = task, start, answers
 
     def __call__(self, tokens, positions, rank=None, cache=None, read_every=0):
         rows = self.rows(tokens, positions.expand_as(tokens), rank)
@@ -108,9 +114,9 @@ class Oracle:
         return torch.nn.functional.one_hot(full.gather(1, positions), self.task.K) * 20.0
 
     def rows(self, tokens, positions, rank):
-        """Which sample each row of a batch is: the one whose solution agrees with what is known."""
+        """The sample of each row of a batch: the one whose solution agrees with the known cells."""
         if len(self.start) == len(tokens) and tokens.shape[1] == 1:
-            return torch.arange(len(tokens))  # a cached step shows one token: the batch is in order
+            return torch.arange(len(tokens))  # a cached step has one token: the batch is in order
         whole = torch.cat([self.start[:, :self.task.P], self.answers], dim=1)  # (M, S)
         whole = torch.nn.functional.pad(whole, (0, 1))
         agree = whole[:, positions] == tokens  # (M, B, T)
@@ -141,8 +147,7 @@ def tiny_checkpoints(tmp_path_factory, data_dir):
     import train
     folder, files = tmp_path_factory.mktemp("ckpt"), {}
     puzzles = ["--preset", "sudoku9-cpu", "--train-size", "20"]
-    objectives = ("mdm", "sidm", "scdm", "ar", "mtp")
-    jobs = {o: ["--preset", "sudoku4", "--objective", o] for o in objectives}
+    jobs = {o: ["--preset", "sudoku4", "--objective", o] for o in OBJECTIVES}
     jobs["star"] = ["--task", "star", "--path-len", "3", "--labels", "9", "--objective", "mtp"]
     jobs["sudoku9"] = [*puzzles, "--objective", "scdm"]
     jobs["prompt9"] = [*puzzles, "--objective", "ar", "--layout", "prompt"]

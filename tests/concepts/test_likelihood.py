@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class HeldOut(ToyTask):
-    """A toy task whose held-out data are given."""
+    """A toy task with these held-out data."""
 
     def __init__(self, tokens, given=None):
         none = torch.zeros(len(tokens), self.A, dtype=torch.bool)
@@ -31,9 +31,9 @@ def all_answers():
 
 
 def test_the_bound_is_tight_for_the_truth():
-    """A model that knows the distribution: the bound is the entropy, exactly, sample by sample.
+    """For a model that knows the distribution the bound is the entropy.
 
-    The held-out data are all 16 answers, so that the mean is known; the weights are uneven.
+    The held-out data are all 16 answers, so the mean is known; their weights differ.
     """
     tokens = all_answers()
     weights = torch.rand(16, generator=torch.Generator().manual_seed(3)) + 0.05
@@ -46,7 +46,7 @@ def test_the_bound_is_tight_for_the_truth():
 
 @pytest.mark.parametrize("window", ["all", "1", "2"])
 def test_a_fixed_order_has_a_likelihood(window):
-    """mtp: the mean over all cuts of -log p(next cell), by hand; likewise with a cell given."""
+    """mtp: the mean over all cuts of -log p(next cell), by hand; also with a given cell."""
     tokens, W = all_answers()[:5], 4 if window == "all" else int(window)
     model = random_model(ToyTask())
     for given in (None, torch.tensor([[False, True, False, False]] * 5)):
@@ -79,14 +79,14 @@ def test_ar_is_the_chain_rule():
 
 
 def test_every_sample_meets_all_noise_levels():
-    """With as many draws as samples and cells, each sample has each m once."""
+    """With as many draws as samples and cells, each sample has each m exactly once."""
     levels = list(masks(torch.zeros(8, 8, dtype=torch.bool), 8, torch.Generator().manual_seed(0)))
     m = torch.stack([(level > 0).sum(dim=1) for level in levels])  # (draws, B)
     assert all(sorted(column) == list(range(1, 9)) for column in m.T.tolist())
 
 
 def test_masks_spare_the_givens_of_their_own_sample():
-    """Each sample has other givens: they are shifted with the batch, and back."""
+    """Samples with different givens: these are shifted with the batch, and back."""
     given = torch.eye(4, 6, dtype=torch.bool) | torch.eye(4, 6, dtype=torch.bool).roll(2, dims=1)
     for level in masks(given, 3, torch.Generator().manual_seed(0)):
         assert not ((level > 0) & given).any() and ((level > 0).sum(dim=1) >= 1).all()

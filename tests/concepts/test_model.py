@@ -2,9 +2,8 @@
 
     B batch   T tokens in the forward pass   S positions   m unknown cells
 
-The matrices are written out by hand, a character for each pair: row q, column k, `x` where q may
-look at k. Tokens: three of the prompt (p), two known cells (k), four unknown ones (1..4 in their
-level).
+The matrices are written by hand, a character per pair: row q, column k, `x` if q may look at k.
+Tokens: three of the prompt (p), two known cells (k), four unknown ones (1..4, their level).
 """
 import math
 from types import SimpleNamespace
@@ -21,71 +20,34 @@ from plumbing.checkpoint import build_model
 
 T = 9
 LEVEL = torch.tensor([[3, -1, 1, 0, 4, 2]])  # diffusion: unknown cells in a mixed order
+BLOCKS = LEVEL.clamp(max=3)  # bcdm with two latents: the candidates share the highest level
 SUFFIX = torch.tensor([[-1, 0, 1, 2, 3, 4]])  # mtp: unknown cells are the last ones, W = 2
 
-MATRICES = {
-    #          ppp 3k1k42          (the tokens, in the order of the columns and rows)
-    "mdm": """ xxx xxxxxx
-               xxx xxxxxx
-               xxx xxxxxx
-               xxx xxxxxx
-               xxx xxxxxx
-               xxx xxxxxx
-               xxx xxxxxx
-               xxx xxxxxx
-               xxx xxxxxx""",
-    #          ppp 3k1k42
-    "sidm": """xxx .x.x..
-               xxx .x.x..
-               xxx .x.x..
-               xxx xx.x..
-               xxx .x.x..
-               xxx .xxx..
-               xxx .x.x..
-               xxx .x.xx.
-               xxx .x.x.x""",
-    #          ppp 3k1k42
-    "scdm": """xxx .x.x..
-               xxx .x.x..
-               xxx .x.x..
-               xxx xxxx.x
-               xxx .x.x..
-               xxx .xxx..
-               xxx .x.x..
-               xxx xxxxxx
-               xxx .xxx.x""",
-    #          ppp kk1234
-    "mtp": """ xxx xxxx..
-               xxx xxxx..
-               xxx xxxx..
-               xxx xxxx..
-               xxx xxxx..
-               xxx xxxx..
-               xxx xxxx..
-               xxx xxxxx.
-               xxx xxxx.x""",
-    "ar": """  x.. ......
-               xx. ......
-               xxx ......
-               xxx x.....
-               xxx xx....
-               xxx xxx...
-               xxx xxxx..
-               xxx xxxxx.
-               xxx xxxxxx""",
-}
-
-
-def by_hand(name):
-    """The matrix -> (T, T) bool."""
-    rows = ["".join(line.split()) for line in MATRICES[name].splitlines()]
-    return torch.tensor([[cell == "x" for cell in row] for row in rows])
+NAMES = ("mdm", "sidm", "scdm", "bcdm", "mtp", "mtp-no-latents", "ar")
+#   mdm         sidm        scdm        bcdm        mtp         no latents  ar
+#   ppp 3k1k42  ppp 3k1k42  ppp 3k1k42  ppp 3k1k32  ppp kk1234  ppp kk1234  ppp kk1234
+TABLE = """
+    xxx xxxxxx  xxx .x.x..  xxx .x.x..  xxx .xxx.x  xxx xxxx..  xxx xx....  x.. ......
+    xxx xxxxxx  xxx .x.x..  xxx .x.x..  xxx .xxx.x  xxx xxxx..  xxx xx....  xx. ......
+    xxx xxxxxx  xxx .x.x..  xxx .x.x..  xxx .xxx.x  xxx xxxx..  xxx xx....  xxx ......
+    xxx xxxxxx  xxx xx.x..  xxx xxxx.x  xxx xxxx.x  xxx xxxx..  xxx xx....  xxx x.....
+    xxx xxxxxx  xxx .x.x..  xxx .x.x..  xxx .xxx.x  xxx xxxx..  xxx xx....  xxx xx....
+    xxx xxxxxx  xxx .xxx..  xxx .xxx..  xxx .xxx.x  xxx xxxx..  xxx xxx...  xxx xxx...
+    xxx xxxxxx  xxx .x.x..  xxx .x.x..  xxx .xxx.x  xxx xxxx..  xxx xx.x..  xxx xxxx..
+    xxx xxxxxx  xxx .x.xx.  xxx xxxxxx  xxx .xxxxx  xxx xxxxx.  xxx xx..x.  xxx xxxxx.
+    xxx xxxxxx  xxx .x.x.x  xxx .xxx.x  xxx .xxx.x  xxx xxxx.x  xxx xx...x  xxx xxxxxx
+"""
+MATRICES = {name: torch.tensor([[cell == "x" for cell in line.split("  ")[i].replace(" ", "")]
+                                for line in map(str.strip, TABLE.strip().splitlines())])
+            for i, name in enumerate(NAMES)}  # (T, T) bool each
 
 
 def ranks_of(name):
     """The training-time ranking of the T tokens, from the objective's own function."""
     rank = {"mdm": torch.zeros_like(LEVEL), "sidm": diffusion.independent(LEVEL),
-            "scdm": diffusion.semi_causal(LEVEL), "mtp": mtp.window_sees_itself(SUFFIX, 2),
+            "scdm": diffusion.semi_causal(LEVEL), "bcdm": diffusion.block_causal(BLOCKS),
+            "mtp": mtp.window_sees_itself(SUFFIX, 2),
+            "mtp-no-latents": diffusion.independent(SUFFIX),
             "ar": torch.arange(4, 10).unsqueeze(0)}[name]
     prompt = torch.zeros(1, 3, dtype=rank.dtype)
     if name == "ar":
@@ -102,17 +64,17 @@ def model():
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_rule_is_the_table(name):
-    assert torch.equal(visible(ranks_of(name))[0], by_hand(name))
+    assert torch.equal(visible(ranks_of(name))[0], MATRICES[name])
 
 
-def test_fast_ways_stand_for_those_ranks():
-    """What an objective returns in place of a tensor: None is all 0, CAUSAL is 1, 2, 3, ..."""
+def test_objectives_return_fast_forms_of_ranks():
+    """None for all 0, CAUSAL for 1, 2, 3, ..."""
     assert diffusion.joint(LEVEL) is None and mtp.causal(SUFFIX) is CAUSAL
     assert mtp.window_sees_itself(SUFFIX) is None and mtp.window_sees_itself(SUFFIX, 6) is None
     assert mtp.window_sees_itself(SUFFIX, torch.tensor(6)).eq(0).all()
 
 
-@pytest.mark.parametrize("name", ["mdm", "sidm", "scdm", "mtp", "ar"])
+@pytest.mark.parametrize("name", NAMES)
 def test_no_leak(model, name):
     """Changing a token changes exactly the logits that may see it, directly or through others.
 
@@ -120,7 +82,7 @@ def test_no_leak(model, name):
     the rule.
     """
     rank, tokens, positions = ranks_of(name), torch.randint(12, (1, T)), torch.randperm(12)[:T]
-    reach = by_hand(name)
+    reach = MATRICES[name]
     for _ in range(T):
         reach = reach | ((reach.float() @ reach.float()) > 0)
     base = model(tokens, positions, rank)
@@ -149,7 +111,7 @@ def test_a_sequence_is_a_set(model):
 
 @pytest.mark.parametrize("name", ["sidm", "scdm", "mtp"])
 def test_trimmed_equals_masked(model, name):
-    """Leaving tokens out gives what masking them out gives: the dial's saving changes no logit."""
+    """Absent tokens equal tokens of rank +inf: that latents are absent changes no logit."""
     tokens, positions = torch.randint(12, (2, T)), torch.arange(T)
     rank = ranks_of(name).expand(2, T).float()
     keep = torch.tensor([0, 1, 2, 4, 5, 6])  # the prompt, one known cell, two unknown ones
@@ -161,7 +123,7 @@ def test_trimmed_equals_masked(model, name):
 
 
 def test_sidm_is_scdm_without_latents(model):
-    """One unknown cell at a time: what sidm trains is what scdm sees at n = 0."""
+    """Training of sidm equals decoding of scdm at n = 0, one unknown cell at a time."""
     tokens, positions = torch.randint(12, (1, T)), torch.arange(T)
     sidm = model(tokens, positions, ranks_of("sidm"))
     known = (ranks_of("sidm")[0] == 0).nonzero().flatten()
@@ -172,31 +134,36 @@ def test_sidm_is_scdm_without_latents(model):
         torch.testing.assert_close(alone, sidm[:, cell])
 
 
-@pytest.mark.parametrize("rank", [CAUSAL, torch.arange(-3, T - 3).clamp(min=0)])
-def test_cache_equals_no_cache(model, rank):
-    """Causal, and with a prompt of four that sees itself both ways: any ranking at first."""
-    tokens, positions = torch.randint(12, (2, T)), torch.arange(T)
-    full, cache = model(tokens, positions, rank), model.new_cache()
-    first = rank if rank is CAUSAL else rank[:4]
+def token_by_token(model, tokens, positions, first=CAUSAL):
+    """Logits with a cache: the first four tokens under the ranks `first`, then one at a time."""
+    cache = model.new_cache()
     pieces = [model(tokens[:, :4], positions[:4], first, cache=cache)]
     for i in range(4, T):
         pieces.append(model(tokens[:, i:i + 1], positions[i:i + 1], CAUSAL, cache=cache))
-    torch.testing.assert_close(torch.cat(pieces, dim=1), full)
+    return torch.cat(pieces, dim=1)
+
+
+@pytest.mark.parametrize("rank", [CAUSAL, torch.arange(-3, T - 3).clamp(min=0)])
+@pytest.mark.parametrize("qk_norm, loops", [(False, 1), (True, 1), (False, 2)])
+def test_cache_equals_no_cache(model, rank, qk_norm, loops):
+    """Causal, and with a prompt of four that sees itself both ways."""
+    tokens, positions = torch.randint(12, (2, T)), torch.arange(T)
+    before, model.loops = model(tokens, positions, rank), loops
+    for block in model.blocks:
+        block.attn.qk_norm = qk_norm
+    whole = model(tokens, positions, rank)
+    assert ((whole - before).abs().max() > 0.1) == (qk_norm or loops > 1)
+    first = rank if rank is CAUSAL else rank[:4]
+    torch.testing.assert_close(token_by_token(model, tokens, positions, first), whole)
 
 
 def test_loops_are_passes_over_the_same_weights(model):
-    """Two loops over two blocks are one over those blocks written out twice; cached likewise."""
+    """Two loops over two blocks are one loop over those blocks written twice."""
     tokens, positions = torch.randint(12, (2, T)), torch.arange(T)
-    twice = random_model(SimpleNamespace(V=12, K=12, S=12))
-    twice.loops = 2
+    model.loops = 2
     longer = random_model(SimpleNamespace(V=12, K=12, S=12))
     longer.blocks.extend(list(longer.blocks))
-    torch.testing.assert_close(twice(tokens, positions), longer(tokens, positions))
-    cache = twice.new_cache()
-    pieces = [twice(tokens[:, :4], positions[:4], CAUSAL, cache=cache)]
-    for i in range(4, T):
-        pieces.append(twice(tokens[:, i:i + 1], positions[i:i + 1], CAUSAL, cache=cache))
-    torch.testing.assert_close(torch.cat(pieces, dim=1), twice(tokens, positions, CAUSAL))
+    torch.testing.assert_close(model(tokens, positions), longer(tokens, positions))
 
 
 @pytest.mark.parametrize("qk_norm", (False, True))
@@ -212,24 +179,8 @@ def test_attention_is_the_softmax_formula(model, qk_norm):
     torch.testing.assert_close(layer(x, mask.unsqueeze(1), False, None), layer.proj(mixed))
 
 
-def test_qk_norm_is_cached_and_built_by_the_config(model):
-    """Token by token as at once, with ReLU squared too; the config's field reaches every block."""
-    tokens, positions = torch.randint(12, (2, T)), torch.arange(T)
-    before = model(tokens, positions, CAUSAL)
-    for block in model.blocks:
-        block.attn.qk_norm = True
-    full, cache = model(tokens, positions, CAUSAL), model.new_cache()
-    assert (full - before).abs().max() > 0.1
-    pieces = [model(tokens[:, i:i + 1], positions[i:i + 1], CAUSAL, cache=cache) for i in range(T)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), full)
-    task = SimpleNamespace(V=12, K=12, S=12)
-    for asked in (False, True):
-        built = build_model(Config(qk_norm=asked), task)
-        assert [block.attn.qk_norm for block in built.blocks] == 4 * [asked]
-
-
 def test_a_filled_cache_takes_one_causal_token_at_a_time():
-    """CAUSAL with two new tokens behind cached ones would let the first see too little."""
+    """CAUSAL would be wrong for two new tokens: the first one would not see the cache."""
     model = random_model(ToyTask())
     cache = model.new_cache()
     model(torch.zeros(1, 2).long(), torch.arange(2), CAUSAL, cache=cache)
@@ -239,19 +190,21 @@ def test_a_filled_cache_takes_one_causal_token_at_a_time():
 
 
 def test_feed_forward_is_the_formula():
-    """x + down(GELU(up(x / rms(x)))), in every block."""
-    model = build_model(Config(), SimpleNamespace(V=12, K=12, S=12))
+    """x + down(GELU(up(x / rms(x)))), in every block; the config sets qk_norm."""
+    for qk_norm in (True, False):
+        model = build_model(Config(qk_norm=qk_norm), SimpleNamespace(V=12, K=12, S=12))
+        assert [block.attn.qk_norm for block in model.blocks] == 4 * [qk_norm]
     model.init_weights(torch.Generator().manual_seed(0), 0.5)
     x = torch.randn(2, T, 128, generator=torch.Generator().manual_seed(1))
     for block in model.blocks:
         torch.nn.init.normal_(block.down.weight, std=0.1)
-        hidden = block.up(x / (x.square().mean(dim=2, keepdim=True) + 2 ** -23).sqrt())
-        active = hidden / 2 * (1 + (hidden / 2 ** 0.5).erf())
+        up = block.up(x / (x.square().mean(dim=2, keepdim=True) + 2 ** -23).sqrt())
+        active = up / 2 * (1 + (up / 2 ** 0.5).erf())
         torch.testing.assert_close(block.feed_forward(x), block.down(active))
 
 
 def test_init_covers_every_parameter():
-    """A poisoned model is wholly redrawn by init_weights: nothing depends on global state."""
+    """init_weights() replaces every weight of a model of nans."""
     model = random_model(ToyTask())
     with torch.no_grad():
         for p in model.parameters():
@@ -266,7 +219,7 @@ def test_init_covers_every_parameter():
 
 
 def test_autocast_keeps_the_stream_in_bf16():
-    """Under autocast every block gets bf16 (half the memory traffic); logits stay near fp32's."""
+    """Under autocast every block reads bf16 (half the memory traffic); logits are near fp32's."""
     task = ToyTask()
     model, seen = random_model(task), []
     model.blocks[1].register_forward_pre_hook(lambda block, args: seen.append(args[0].dtype))

@@ -25,48 +25,33 @@ BOX_SHAPE = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # written again: the oracle share
 
 
 def oracle(cells, N, limit=2):
-    """Up to `limit` completions by exact cover (Knuth's Algorithm X), as sorted tuples of digits.
+    """Up to `limit` completions by exact cover (Knuth's Algorithm X), as tuples of digits.
 
-    Each of the 4 A constraints (a cell is filled; a row, column, box has a digit) is met just once.
+    Each of the 4 A constraints (a cell is filled; a row, column, box has a digit) holds once.
     """
     h, w = BOX_SHAPE[N]
-    meets = {}
-    for r, c, d in itertools.product(range(N), repeat=3):
-        if cells[r * N + c] in (-1, d):
-            b = r // h * (N // w) + c // w
-            meets[r, c, d] = [("cell", r, c), ("row", r, d), ("column", c, d), ("box", b, d)]
+    meets = {(r, c, d): (("cell", r, c), ("row", r, d), ("column", c, d),
+                         ("box", r // h * (N // w) + c // w, d))
+             for r, c, d in itertools.product(range(N), repeat=3) if cells[r * N + c] in (-1, d)}
     kinds = itertools.product(("cell", "row", "column", "box"), range(N), range(N))
-    open_ = {constraint: set() for constraint in kinds}
-    for choice, constraints in meets.items():
-        for constraint in constraints:
-            open_[constraint].add(choice)
-    found, chosen = [], []
+    found = []
 
-    def search():
+    def search(open_, chosen):  # open_: {constraint that is not met: choices that meet it}
         if not open_:
             found.append(tuple(d for _, _, d in sorted(chosen)))
             return
-        for choice in list(min(open_.values(), key=len)):
-            removed = []
+        for choice in min(open_.values(), key=len):
+            conflicts = set().union(*(open_[constraint] for constraint in meets[choice]))
+            left = dict(open_)
+            for constraint in {c for other in conflicts for c in meets[other]} & open_.keys():
+                left[constraint] = open_[constraint] - conflicts
             for constraint in meets[choice]:
-                for other in open_[constraint]:
-                    for touched in meets[other]:
-                        if touched != constraint and touched in open_:
-                            open_[touched].discard(other)
-                removed.append(open_.pop(constraint))
-            chosen.append(choice)
-            search()
-            chosen.pop()
-            for constraint in reversed(meets[choice]):
-                open_[constraint] = removed.pop()
-                for other in open_[constraint]:
-                    for touched in meets[other]:
-                        if touched != constraint and touched in open_:
-                            open_[touched].add(other)
+                del left[constraint]
+            search(left, [*chosen, choice])
             if len(found) >= limit:
                 return
 
-    search()
+    search({kind: {choice for choice in meets if kind in meets[choice]} for kind in kinds}, [])
     return found
 
 
@@ -115,7 +100,7 @@ def test_random_boards_are_valid_and_diverse(N):
     (9, "639251748458367912172849365713682459985134276246795183824573691591426837367918524",
      "274196358369875142185423697936782514742651983851349726527968431418537269693214875")])
 def test_boards_are_those_of_earlier_versions(N, by_seed_1, row_101):
-    """Results that were measured on generated boards stay reproducible."""
+    """Published results were measured on generated boards, so these must not change."""
     assert text(random_board(N, random.Random(1))) == by_seed_1
     data = generate(N, False, 0, 102)
     assert text(data["boards"][101].tolist()) == row_101 and not data["givens"].any()
@@ -131,9 +116,6 @@ def test_solver_counts_like_brute_force():
         fits = sorted(tuple(b) for b in boards if all(p in (-1, d) for p, d in zip(cells, b)))
         assert sorted(map(tuple, solve(cells, 4, limit=1000))) == fits
         assert sorted(oracle(cells, 4, limit=1000)) == fits
-
-
-def test_search_gives_up_when_told():
     with pytest.raises(TooHard):
         solve([-1] * 81, 9, limit=10**6, max_nodes=500)
 
@@ -143,7 +125,7 @@ def test_search_gives_up_when_told():
 
 @pytest.mark.parametrize("N", SIDES)
 def test_puzzles_are_unique_and_minimal_by_a_second_method(N):
-    """20 puzzles have their board as the only solution; 5 have a second one without any given."""
+    """20 puzzles have one solution, their board; 5 have a second one if any given is removed."""
     for i, (board, givens) in enumerate(pairs(generate(N, True, 1, 20))):
         cells = prompt(board, givens)
         assert oracle(cells, N) == [tuple(board)] and solve(cells, N) == [board]
@@ -154,8 +136,8 @@ def test_puzzles_are_unique_and_minimal_by_a_second_method(N):
 
 
 @pytest.mark.parametrize("N, B", [(4, 30), (6, 5), (9, 2)])
-def test_givens_go_in_the_order_that_is_given(N, B):
-    """Lanes against one puzzle at a time, one given at a time, by the oracle."""
+def test_givens_are_removed_in_the_order_of_orders(N, B):
+    """All lanes together, against the oracle: one puzzle and one given at a time."""
     rng = random.Random(2)
     boards = np.array([random_board(N, rng) for _ in range(B)])
     orders = np.array([rng.sample(range(N * N), N * N) for _ in range(B)])
@@ -169,11 +151,11 @@ def test_givens_go_in_the_order_that_is_given(N, B):
                 cells = fewer
         assert [d >= 0 for d in cells] == together[i].tolist()
         alone = minimal_givens(boards[i:i + 1], orders[i:i + 1], N)[0]
-        assert (alone == together[i]).all()  # neighbours make no difference
+        assert (alone == together[i]).all()  # other lanes make no difference
 
 
 def test_a_board_has_at_most_four_puzzles_and_they_differ():
-    """And they look like random minimal 9x9 puzzles: 24.4 givens on average."""
+    """Like random minimal 9x9 puzzles they have 24.4 givens on average."""
     data = generate(9, True, 3, 202)
     _, counts = np.unique(data["boards"], axis=0, return_counts=True)
     assert sorted(counts) == [2] + [4] * 50
@@ -183,9 +165,9 @@ def test_a_board_has_at_most_four_puzzles_and_they_differ():
 
 @pytest.mark.parametrize("N", SIDES)
 def test_more_givens_up_to_the_target(N):
-    """The old givens stay, the number is the target or what was there, and one solution is left."""
+    """Old givens stay, their number is the target or the old number, the solution is unique."""
     data = generate(N, True, 4, 12)
-    few, target = data["givens"], np.arange(12) * (N * N + 5) // 11  # from none to more than all
+    few, target = data["givens"], np.arange(12) * (N * N + 5) // 11  # from 0 to more than A
     more = add_givens(few, target, np.random.default_rng(0))
     assert more[few].all() and more.dtype == bool
     assert (more.sum(axis=1) == np.clip(target, few.sum(axis=1), N * N)).all()
@@ -193,17 +175,17 @@ def test_more_givens_up_to_the_target(N):
         assert oracle(prompt(board, givens), N) == [tuple(board)]
 
 
-def test_extra_givens_are_evenly_spread():
+def test_extra_givens_are_uniform_over_cells():
     few = np.zeros((20_000, 16), bool)
     few[:, 3] = True
     more = add_givens(few, np.full(20_000, 6), np.random.default_rng(0))
-    share = np.delete(more.mean(axis=0), 3)  # each of 15 cells in 5 of 15 draws
-    assert abs(share - 1 / 3).max() < 0.015 and more[:, 3].all()
+    rate = np.delete(more.mean(axis=0), 3)  # each of 15 cells in 5 of 15 draws
+    assert abs(rate - 1 / 3).max() < 0.015 and more[:, 3].all()
 
 
 @pytest.mark.parametrize("N", SIDES)
 def test_test_puzzles(N):
-    """Unique, with givens all over the range; the first ones do not depend on how many follow."""
+    """Unique, with all numbers of givens; the first ones do not depend on the size of the set."""
     low, high = TARGETS[N]
     data, short = puzzles.test_puzzles(N, 150), puzzles.test_puzzles(N, 7)
     assert all((data[k][:7] == short[k]).all() for k in data)
@@ -216,7 +198,7 @@ def test_test_puzzles(N):
 # -- streams and workers --
 
 
-FIRST = {  # of the training set with seed 0, and of the test set
+FIRST = {  # the first puzzle of the training set with seed 0, and of the test set
     4: ("....4..33..41...", ".2..4.23..14...2"),
     6: ("..4..25.........36.4....2...6..1....", "5.46.16......4..13315.2.16235.4.31.."),
     9: ("1....4....28.5.........13.5...6...3.......86.8.3.1...9......5..2.4..8..15.6.2...8",
@@ -231,7 +213,7 @@ def test_puzzles_are_those_of_earlier_versions(N):
 
 @pytest.mark.parametrize("N, is_puzzle", [(4, True), (4, False)])
 def test_sets_depend_on_the_seed_alone(N, is_puzzle):
-    """Not on the number of workers; a longer set begins with the shorter one."""
+    """Any number of workers makes the same set; a longer set begins with the shorter one."""
     most = generate(N, is_puzzle, 3, 2105, workers=3)
     for size, workers in ((0, 2), (1, 1), (150, 1), (1101, 1), (1101, 2)):
         data = generate(N, is_puzzle, 3, size, workers=workers)
@@ -257,33 +239,31 @@ def hold(x):
 
 
 def test_jobs_in_workers():
-    """Each job once; a worker that dies is an error, not a wait; who leaves early need not wait."""
-    assert dict(puzzles._as_they_come(square, range(20), 3)) == {x: x * x for x in range(20)}
+    """Each job is done once; a dead worker raises; closing early does not wait for workers."""
+    assert dict(puzzles._in_workers(square, range(20), 3)) == {x: x * x for x in range(20)}
     with pytest.raises(RuntimeError, match="exit code 3"):
-        list(puzzles._as_they_come(fail_at_7, range(20), 2))
+        list(puzzles._in_workers(fail_at_7, range(20), 2))
     begin = time.monotonic()
-    results = puzzles._as_they_come(hold, range(4), 2)
+    results = puzzles._in_workers(hold, range(4), 2)
     next(results)
     results.close()
     assert time.monotonic() - begin < 10 and not multiprocessing.active_children()
 
 
 PARENT = r"""
-import os, sys, time
+import os, time
 import puzzles
 
 def job(_):
-    os.write(1, b"%d\n" % os.getpid())  # one piece, as two workers share the pipe
+    os.write(1, b"%d\n" % os.getpid())  # one write: two workers share the pipe
     time.sleep(60)
 
-if sys.argv[1] == "watch":  # as if there were no prctl
-    puzzles._killed_with_parent = lambda: False
-list(puzzles._as_they_come(job, range(2), 2))
+list(puzzles._in_workers(job, range(2), 2))
 """
 
 
 def running(pid):
-    """Is there such a process, other than a dead one that nobody has asked about yet?"""
+    """Is there such a process, and is it not a zombie?"""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -292,12 +272,10 @@ def running(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("signum, how", [
-    (signal.SIGKILL, "prctl"), (signal.SIGTERM, "prctl"), (signal.SIGHUP, "prctl"),
-    (signal.SIGKILL, "watch")])
-def test_workers_end_with_their_parent(signum, how):
-    folder = Path(puzzles.__file__).parent  # imported from there, without the package and its torch
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, how], cwd=folder, text=True,
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_workers_end_with_their_parent(signum):
+    folder = Path(puzzles.__file__).parent  # imported from there, without the package and torch
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=folder, text=True,
                               stdout=subprocess.PIPE)
     workers = [int(parent.stdout.readline()) for _ in range(2)]
     try:
@@ -318,7 +296,7 @@ def test_workers_end_with_their_parent(signum, how):
 def test_how_far_search_is_from_uniform():
     """All 288 boards: the probabilities sum to 1, and their total variation from 1/288 is 1/6.
 
-    KL to uniform: 0.0589 nats. A few hundred boards made by search have those frequencies.
+    KL to uniform: 0.0589 nats. Boards that the search finds have these frequencies.
     """
     boards = all_boards_4x4()
     q = [math.exp(-puzzles.search_nats(board, 4)) for board in boards]
@@ -327,6 +305,6 @@ def test_how_far_search_is_from_uniform():
     assert sum(p * math.log(288 * p) for p in q) == pytest.approx(0.0589, abs=1e-4)
     made = [tuple(solve([-1] * 16, 4, limit=1, rng=random.Random(s))[0]) for s in range(4000)]
     likely = {tuple(board) for board, p in zip(boards, q) if p > 1 / 288}
-    share = sum(p for p in q if p > 1 / 288)
+    expected = sum(p for p in q if p > 1 / 288)
     found = sum(board in likely for board in made) / 4000
-    assert abs(found - share) < 5 * (share * (1 - share) / 4000) ** 0.5
+    assert abs(found - expected) < 5 * (expected * (1 - expected) / 4000) ** 0.5

@@ -15,76 +15,43 @@ import torch
 
 import sample
 import train
-from conftest import LINE, PUZZLE, TINY
+from conftest import TINY, environment
 from plumbing import cli
-from plumbing.cli import BadInput, Parser, printable, run, say
+from plumbing.cli import BadInput, printable, run, say
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"task", "objective", "params", "num", "solved", "exact", "cell_acc", "order", "latents",
         "nfe", "tokens", "seconds", "distinct", "references", "interval"}
 
 
-@pytest.fixture
-def puzzle_file(tmp_path):
-    file = tmp_path / "puzzles.txt"
-    file.write_text("# two\n" + LINE + "\n\n" + LINE.replace(" ", ",") + "\n", encoding="utf-8")
-    return str(file)
-
-
 # -- what sample.py prints --
 
 
-@pytest.mark.parametrize("objective", ["mdm", "sidm", "scdm", "ar", "mtp"])
-def test_json_is_one_object(tiny_checkpoints, objective, capsys):
+@pytest.mark.parametrize("objective, flags, latents, tokens", [
+    ("mdm", [], "all", 16 * 17), ("sidm", [], 0, sum(range(2, 18))), ("scdm", [], "all", 16 * 17),
+    ("scdm", ["--latents", "0"], 0, sum(range(2, 18))),
+    ("scdm", ["--latents", "10000"], "all", 16 * 17), ("ar", [], 0, 16),
+    ("mtp", [], "all", 16 * 17)])
+def test_json_is_one_object(tiny_checkpoints, objective, flags, latents, tokens, capsys):
     assert run(sample.main, ["--ckpt", str(tiny_checkpoints[objective]), "--num", "5", "--json",
-                             "--device", "cpu"]) == 0
+                             "--device", "cpu", *flags]) == 0
     report = json.loads(capsys.readouterr().out)
     assert KEYS <= report.keys()
     assert report["objective"] == objective and report["num"] == 5
     assert report["exact"] is None and report["nfe"] == 16
-    latents = {"mdm": "all", "sidm": 0, "scdm": "all", "ar": 0, "mtp": "all"}
-    tokens = {"mdm": 16 * 17, "scdm": 16 * 17, "mtp": 16 * 17, "ar": 16,
-              "sidm": sum(1 + i + 1 for i in range(16))}
-    assert report["latents"] == latents[objective] and report["tokens"] == tokens[objective]
-
-
-def test_puzzles_are_scored_against_their_solutions(tiny_checkpoints, puzzle_file, capsys):
-    checkpoint = ["--ckpt", str(tiny_checkpoints["sudoku9"]), "--json"]
-    for extra, latents in (([], "all"), (["--latents", "0"], 0), (["--latents", "10000"], "all")):
-        assert run(sample.main, [*checkpoint, "--puzzles", puzzle_file, *extra]) == 0
-        report = json.loads(capsys.readouterr().out)
-        assert report["num"] == 2 and report["exact"] == 0 and 0 < report["cell_acc"] < 1
-        assert report["latents"] == latents
-    assert run(sample.main, [*checkpoint, "--puzzle", PUZZLE]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["exact"] == 0  # the reference comes from the solver, for scoring only
-
-
-def test_same_seed_same_output(tiny_checkpoints, capsys):
-    def text(seed):
-        run(sample.main, ["--ckpt", str(tiny_checkpoints["scdm"]), "--num", "3", "--seed", seed])
-        lines = capsys.readouterr().out.splitlines()
-        return [line for line in lines if "forward passes" not in line]
-    assert text("1") == text("1") != text("2")
+    assert (report["latents"], report["tokens"]) == (latents, tokens)
 
 
 @pytest.mark.parametrize("name, argv, words", [
     ("mdm", ["--latents", "0"], "no meaning for objective mdm"),
-    ("sidm", ["--latents", "all"], "no meaning for objective sidm"),
     ("scdm", ["--latents", "-1"], "'-1' is not an integer >= 0 or the word all"),
-    ("mtp", ["--window", "0"], "'0' is not an integer >= 1"),
     ("scdm", ["--order", "confidense"], "did you mean confidence"),
-    ("ar", ["--order", "confidence"], "no meaning for objective ar"),
-    ("scdm", ["--latent", "3"], "did you mean --latents"),
     ("scdm", ["--puzzle", "1234"], "the board that begins here ends after 1 of 4 rows"),
     ("scdm", ["--puzzle", "12345"], "5 characters where 16 are needed"),
     ("mdm", ["--temperature", "-1"], "'-1'"), ("mdm", ["--temperature", "nan"], "'nan'"),
-    ("mdm", ["--seed", "9" * 30], "from 0 to"),
     ("mdm", ["--num", "0"], "'0' is not an integer from 1"),
-    ("sudoku9", ["--puzzle", "123"], "3 characters"),
     ("sudoku9", ["--puzzle", "55" + "." * 79], "row 1 holds 5 twice"),
     ("sudoku9", ["--puzzle", "12345678." + "." * 8 + "9" + "." * 63], "no solution"),
-    ("sudoku9", ["--puzzle", "x" * 81 + "y"], "82 characters"),
     ("sudoku9", ["--puzzles", "/no/such/file"], "cannot read /no/such/file"),
     ("sudoku9", ["--num", "1001"], "has 1000"),
     ("star", ["--puzzle", "1,2|2,3/1,3"], "2 edges"),
@@ -108,20 +75,16 @@ def test_mistakes_are_one_line_and_exit_2(tiny_checkpoints, name, argv, words, c
     (train.main, "--checkpoint", "the flag is --init FILE (to start from its weights)"),
     (sample.main, "--checkpoint", "the flag is --ckpt FILE"),
     (train.main, "--lr=3", "the flag is --learning-rate"),
+    (train.main, "--minimal-share", "the flag is --minimal-fraction"),
+    (sample.main, "--knob", "the flag is --decoder-param"),
     (train.main, "--warmup", "did you mean --warmup-steps?"),
     (sample.main, "--temp", "did you mean --temperature?"),
     (train.main, "--weight_decay", "did you mean --weight-decay?"),
     (train.main, "--learningrate", "did you mean --learning-rate?"),
     (train.main, "--batch_size=4", "did you mean --batch-size?"),
-    # nothing is near in meaning
     (sample.main, "--lr", "--help lists the legal ones"),
-    (train.main, "--dropout", "--help lists the legal ones"),
-    (train.main, "--max", "--help lists the legal ones"),
-    (train.main, "--order", "--help lists the legal ones"),
-    (train.main, "--fp16", "--help lists the legal ones"),
-    (train.main, "--log-dir", "--help lists the legal ones"),
-    (train.main, "--patience", "--help lists the legal ones"),
-    (train.main, "-x", "--help lists the legal ones"),
+    *((train.main, flag, "--help lists the legal ones") for flag in (
+        "--dropout", "--max", "--order", "--patience", "-x")),
 ])
 def test_hints(main, flag, hint, capsys):
     argv = [flag] if main is train.main else ["--ckpt", "x", flag]
@@ -129,28 +92,25 @@ def test_hints(main, flag, hint, capsys):
     assert capsys.readouterr().err.endswith(f"unknown argument {flag}; {hint}\n")
 
 
-def test_every_hint_names_a_flag_that_there_is(capsys):
+def test_hints_name_flags_that_exist(capsys):
     flags = ""
     for main in (train.main, sample.main):
         run(main, ["--help"])
         flags += capsys.readouterr().out
-    for name, hints in cli.KNOWN_ELSEWHERE.items():
-        assert not re.search(rf"{name}[ \n,]", flags), name
-        for hint in hints:
-            for flag in re.findall(r"--[a-z-]+", hint):
-                assert re.search(rf"{flag}[ \n,]", flags), flag
+    for hint, names in cli.OTHER_NAMES.items():
+        for name in names.split():
+            assert not re.search(rf"{name}[ \n,]", flags), name
+        for flag in re.findall(r"--[a-z-]+", hint):
+            assert re.search(rf"{flag}[ \n,]", flags), flag
 
 
-# -- what is said --
+# -- messages and exit codes --
 
 
-def test_what_is_printable():
+def test_foreign_text_is_escaped_and_shortened(capsys):
     assert printable("a\x1b[31m\x9b\u202e\n\0b") == r"a\x1b[31m\x9b\u202e\n\x00b"
     assert printable("é ²") == "é ²" and printable("x" * 100) == "x" * 77 + "..."
     assert printable(Path("a")) == "a" and printable("\udcff") == r"\udcff"
-
-
-def test_say_is_one_line(capsys):
     say("a\nb\x1b[2J")
     assert capsys.readouterr().err == "a\\nb\\x1b[2J\n"
 
@@ -174,18 +134,16 @@ def test_how_programs_end(error, code, words, capsys):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_mistake_of_ours_is_not_hidden():
+def test_bugs_keep_their_traceback():
+    def main(argv):
+        raise RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
-        run(lambda argv: (_ for _ in ()).throw(RuntimeError("a bug")))
-
-
-def test_an_all_empty_parser_has_no_docstring_to_take():
-    assert Parser(None).description == ""
+        run(main)
 
 
 def test_escape_characters_of_paths_and_checkpoints(tiny_checkpoints, tmp_path, capsys,
                                                     monkeypatch):
-    """--ckpt, --out and the strings in a checkpoint's config never reach the terminal raw."""
+    """--ckpt, --out and the strings in a checkpoint's config are escaped on the terminal."""
     monkeypatch.chdir(tmp_path)
     esc, good = "a\x1b[31m", torch.load(tiny_checkpoints["sudoku9"], weights_only=True)
 
@@ -200,23 +158,17 @@ def test_escape_characters_of_paths_and_checkpoints(tiny_checkpoints, tmp_path, 
     for name, value in (("task", esc), ("out", f"{esc}\0"), ("window", esc), (esc, 1)):
         torch.save({**good, "config": {**good["config"], name: value}}, "c.pt")
         ends(sample.main, ["--ckpt", "c.pt"], 2, r"a\x1b[31m")
-    # a legal path, if an odd one, where nothing can be written
+    # a legal but unusual path that cannot be written
     torch.save({**good, "config": {**good["config"], "data_dir": f"/dev/null/{esc}"}}, "c.pt")
     ends(sample.main, ["--ckpt", "c.pt", "--num", "1"], 0, r"data cache /dev/null/a\x1b[31m/")
     small = ["--preset", "sudoku4", *TINY, "--out", esc]
     ends(train.main, small, 0, r"; a\x1b[31m/ckpt.pt")
     ends(train.main, small, 2, r"a\x1b[31m already holds a checkpoint")
     ends(train.main, ["--out", esc, "--resume"], 0, r"a\x1b[31m is already at step 3")
-    ends(train.main, ["--out", esc, "--resume", "--width", "32"], 2, r"in a\x1b[31m/ckpt.pt;")
-    ends(train.main, [*small[:-1], f"{esc}/ckpt.pt"], 2, r"--out a\x1b[31m/ckpt.pt is not")
     ends(train.main, [*small, "--init", esc], 2, r"checkpoint a\x1b[31m is not a file")
 
 
 # -- real processes --
-
-
-def environment(**more):
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
 def shell(script, **more):
@@ -226,7 +178,7 @@ def shell(script, **more):
 
 
 def test_exit_codes_of_real_processes(tiny_checkpoints):
-    """Success 0, mistake 2; stdout holds the JSON alone. torchrun's variables are not its own."""
+    """Success 0, mistake 2; stdout is JSON alone. sample.py ignores the variables of torchrun."""
     good = shell('$py sample.py --ckpt "$ckpt" --json', ckpt=str(tiny_checkpoints["scdm"]),
                  RANK="abc", WORLD_SIZE="2")
     assert good.returncode == 0 and json.loads(good.stdout)["num"] == 1
@@ -248,8 +200,8 @@ sys.exit(codes != [0, 0, 0, 0])
 """
 
 
-def test_neither_asserts_nor_docstrings_are_needed(tmp_path):
-    """python -OO takes them away."""
+def test_programs_run_without_asserts_and_docstrings(tmp_path):
+    """python -OO removes both."""
     done = subprocess.run([sys.executable, "-OO", "-c", WITHOUT_DOCSTRINGS, str(tmp_path / "run"),
                            *TINY], cwd=ROOT, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
@@ -257,7 +209,7 @@ def test_neither_asserts_nor_docstrings_are_needed(tmp_path):
 
 
 def test_closed_streams(tiny_checkpoints, tmp_path):
-    """Without stdout or stderr, or with full ones: normal work or a code, and whole files."""
+    """With closed or full stdout and stderr programs work or exit with 2; files are whole."""
     out = tmp_path / "run"
     small = f'train.py --preset sudoku4 {" ".join(TINY)} --out "$out"'
     done = shell(f"$py {small} >&- 2>&-", out=str(out))
@@ -271,14 +223,14 @@ def test_closed_streams(tiny_checkpoints, tmp_path):
 
 
 def catches_sigterm(process):
-    """Is our handler in place? Before that Python itself is starting (20 ms)."""
+    """Is our signal handler installed? Python itself needs 20 ms before that."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_signals_while_torch_is_loading():
-    """At any moment of the first seconds: one line and the right code, or the run had finished."""
+    """At any moment of the first seconds: one line and the right code, or a finished run."""
     ends = {signal.SIGINT: (130, "Ctrl-C"), signal.SIGTERM: (143, "SIGTERM")}
     moments = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.1, 1.4, 3.0)
     kinds = itertools.cycle(itertools.product(("train.py", "sample.py"), ends))

@@ -1,4 +1,4 @@
-"""Config: presets, flags and the config of a checkpoint go through one check."""
+"""Config: presets, flags and the config of a checkpoint pass one check."""
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_config_field_is_read():
-    """No flag that does nothing: each field occurs as config.<name> outside its definition."""
+    """Each field occurs as config.<name> outside its definition."""
     files = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("plumbing/*.py")]
     source = "".join(f.read_text(encoding="utf-8") for f in files
                      if f.name not in ("config.py", "bench.py", "reproduce.py"))
@@ -37,7 +37,7 @@ def test_help_shows_the_comments(capsys):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_legal_config(name, data_dir):
-    """Each preset parses, and its task and model can be built."""
+    """It is parsed, and its task and model can be built."""
     config, resume = parse_train_args("", ["--preset", name, "--data-dir", data_dir])
     assert not resume and all(getattr(config, k) == v for k, v in PRESETS[name].items())
     assert build_model(config, make_task(config)).num_params() > 1000
@@ -48,36 +48,29 @@ def test_flags_before_preset_before_defaults():
     assert (config.width, config.depth, config.heads) == (32, 3, 4)
 
 
-def test_a_flag_has_the_type_of_its_field():
+def test_every_number_has_a_range_and_its_flag_a_type():
     parser = Parser("")
     add_config_flags(parser)
     assert vars(parser.parse_args([])) == {}
-    for f in fields(Config):
-        if f.type in (int, float):
-            text = str(f.default or configuration.RANGES[f.name][0])
-            value = vars(parser.parse_args([f"--{f.name.replace('_', '-')}", text]))[f.name]
-            assert type(value) is f.type
-
-
-def test_every_number_has_a_range_and_the_defaults_are_legal():
-    numbers = {f.name for f in fields(Config) if f.type in (int, float)}
-    assert numbers == configuration.RANGES.keys()
-    configuration.check(Config())
+    numbers = {f.name: f for f in fields(Config) if f.type in (int, float)}
+    assert numbers.keys() == configuration.RANGES.keys()
+    for name, f in numbers.items():
+        text = str(f.default or configuration.RANGES[name][0])
+        value = vars(parser.parse_args([f"--{name.replace('_', '-')}", text]))[name]
+        assert type(value) is f.type
 
 
 # -- the config of a checkpoint --
 
 
-def test_a_config_survives_its_dict():
+def test_a_config_equals_that_of_its_checkpoint():
+    """The default data_dir replaces an empty one."""
     config = Config(task="star", objective="mtp", window="random", learning_rate=0.5)
-    assert from_checkpoint(asdict(config), "F") == config
+    for data_dir in (CACHE, ""):
+        assert from_checkpoint({**asdict(config), "data_dir": data_dir}, "F") == config
 
 
-def test_a_checkpoint_that_names_no_folder_gets_ours():
-    assert from_checkpoint({**asdict(Config()), "data_dir": ""}, "F").data_dir == CACHE
-
-
-REFUSED = [  # field, value, what is said
+REFUSED = [  # field, value, part of the message
     ("width", "64", "--width is of type str, not int"),
     ("width", 64.0, "--width is of type float, not int"),
     ("width", True, "--width is of type bool, not int"),
@@ -107,7 +100,7 @@ REFUSED = [  # field, value, what is said
 
 
 @pytest.mark.parametrize("name, value, words", REFUSED, ids=map(str, range(len(REFUSED))))
-def test_a_config_that_train_never_wrote_is_refused(name, value, words):
+def test_illegal_configs_are_refused(name, value, words):
     saved = {**asdict(Config(width=4096)), name: value}
     with pytest.raises(BadInput) as caught:
         from_checkpoint(saved, "F")
@@ -122,5 +115,5 @@ def test_a_config_that_lacks_a_field_is_refused():
         with pytest.raises(BadInput, match=f"its config lacks field {name}; it is damaged or of"):
             from_checkpoint(part, "F")
     for thing in (None, [], "config", 3):
-        with pytest.raises(BadInput, match="checkpoint F holds no config"):
+        with pytest.raises(BadInput, match="checkpoint F contains no config"):
             from_checkpoint(thing, "F")

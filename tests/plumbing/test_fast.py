@@ -1,6 +1,4 @@
-"""Speed changes nothing in what is computed: CUDA graph, kernels, compiler, several GPUs."""
-import csv
-import os
+"""Fast code computes the same: CUDA graph, kernels, compiler, several GPUs."""
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -14,8 +12,9 @@ from torch.nn.attention import SDPBackend
 import model
 import train
 from config import Config
-from conftest import TINY
+from conftest import TINY, environment
 from plumbing import fast
+from plumbing.checkpoint import read_log
 from plumbing.cli import BadInput, run
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def fresh_state(optimizer, data_dir, scale=1.0):
-    """No weight is zero, as some are at first: that would hide all others behind them."""
+    """A run whose weights are all random (zero outputs would hide differences)."""
     config = Config(
         task="star", path_len=3, labels=9, width=16, depth=1, heads=2, batch_size=8,
         optimizer=optimizer, weight_decay=0.1, learning_rate=0.01 * scale,
@@ -40,7 +39,7 @@ def fresh_state(optimizer, data_dir, scale=1.0):
 
 
 def test_one_gpu_runs_the_plain_update_as_a_cuda_graph(data_dir, monkeypatch):
-    """The function that is recorded is the one that the CPU runs; the rate is filled in outside."""
+    """The recorded function is the one that the CPU runs; learning rates are set outside."""
     recorded = []
     monkeypatch.setattr(train, "compiler_works", lambda device: True)
     monkeypatch.setattr(train, "CUDAGraph", lambda f, generator: recorded.append(f) or f)
@@ -58,7 +57,7 @@ def test_one_gpu_runs_the_plain_update_as_a_cuda_graph(data_dir, monkeypatch):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_lr_scale_is_a_learning_rate(optimizer, data_dir):
-    """step(0.25) is step(1) at a quarter of the rate, step(0) moves nothing; rates stay tensors."""
+    """step(0.25) is step(1) at a quarter of the rate; step(0) changes nothing."""
     after = []
     for scale, lr_scale in ((0.25, 1.0), (1.0, 0.25)):
         state = fresh_state(optimizer, data_dir, scale)
@@ -75,10 +74,8 @@ def test_lr_scale_is_a_learning_rate(optimizer, data_dir):
 
 
 def test_a_cuda_graph_runs_once_per_call(monkeypatch):
-    """With a stand-in for CUDA graphs: recording runs nothing, a replay runs what was recorded.
-
-    Each call trains once, and results are copies.
-    """
+    """With a stand-in for CUDA graphs (recording runs nothing, a replay runs what was recorded)
+    each call trains once, and results are copies."""
     ran, generator = [], object()
 
     class Graph:
@@ -117,7 +114,7 @@ def test_a_cuda_graph_runs_once_per_call(monkeypatch):
 
 
 def test_attention_kernels(monkeypatch):
-    """On a GPU short sequences have kernels of their own; elsewhere, and alone, torch chooses."""
+    """On a GPU attention over 2 to 64 tokens has other kernels; otherwise torch chooses."""
     asked = []
     monkeypatch.setattr(model, "sdpa_kernel", lambda kernels: asked.append(kernels))
     for T in (2, 17, 64):
@@ -126,12 +123,12 @@ def test_attention_kernels(monkeypatch):
     for device, T in (("cuda", 1), ("cuda", 65), ("cuda", 1000), ("cpu", 17), ("mps", 64)):
         assert isinstance(model.attention_for(device, T), nullcontext)
     monkeypatch.undo()
-    with model.attention_for("cuda", 64):  # the list is one that torch takes
+    with model.attention_for("cuda", 64):  # torch accepts the list
         pass
 
 
-def test_no_compiler_is_said_and_survived(monkeypatch, capsys):
-    """On a machine without a compiler training goes on with the plain model."""
+def test_without_a_compiler(monkeypatch, capsys):
+    """Training continues with the plain model, and reports it."""
     def broken(function):
         raise RuntimeError("no compiler\x1b[31m here\nand a long story")
     monkeypatch.setattr(torch, "compile", broken)
@@ -142,11 +139,6 @@ def test_no_compiler_is_said_and_survived(monkeypatch, capsys):
 
 
 # -- several GPUs --
-
-
-def rows(out):
-    with open(out / "log.csv", encoding="utf-8") as f:
-        return list(csv.DictReader(f))
 
 
 def test_two_processes_train_as_one(tmp_path, data_dir):
@@ -161,11 +153,10 @@ def test_two_processes_train_as_one(tmp_path, data_dir):
     train.main([*small, str(tmp_path / "one")])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
                "2", str(ROOT / "train.py"), *small, str(tmp_path / "two")]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
-                          capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("solved") == 1 and done.stderr.count("parameters, device cpu") == 1
-    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    one, two = (read_log(tmp_path / name / "log.csv") for name in ("one", "two"))
     assert len(one) == 6 and len(two) == 6
     for a, b in zip(one, two):
         assert all(a[k] == b[k] for k in ("step", "lr_scale", "solved", "num"))
@@ -180,14 +171,19 @@ TORCHRUN = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost
                 MASTER_PORT="1")
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--batch-size", "9"], "--batch-size 9 is not a multiple of the world size 2 times"),
-    (["--batch-size", "6", "--grad-accum-steps", "2"],
+@pytest.mark.parametrize("variables, flags, words", [
+    (TORCHRUN, ["--batch-size", "9"], "--batch-size 9 is not a multiple of the world size 2 times"),
+    (TORCHRUN, ["--batch-size", "6", "--grad-accum-steps", "2"],
      "of the world size 2 times --grad-accum-steps 2"),
-    (["--max-seconds", "5"], "a clock each")])
-def test_what_several_processes_cannot_train(tmp_path, monkeypatch, capsys, flags, words):
-    """Refused before they meet, and before anything is written."""
-    for name, value in TORCHRUN.items():
+    (TORCHRUN, ["--max-seconds", "5"], "--max-seconds needs one clock"),
+    *((variables, [], "RANK or WORLD_SIZE is set, but not by torchrun; unset it") for variables
+      in (dict(RANK="abc"), dict(WORLD_SIZE="\x1b[31m"), dict(WORLD_SIZE="9" * 5000),
+          dict(WORLD_SIZE="-1"), dict(WORLD_SIZE="2"), dict(RANK="1"), {**TORCHRUN, "RANK": "2"},
+          dict(WORLD_SIZE="2", RANK="0", MASTER_ADDR="x")))
+])
+def test_what_torchrun_cannot_train(tmp_path, monkeypatch, capsys, variables, flags, words):
+    """Refused before the processes join, and before anything is written."""
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     argv = ["--preset", "sudoku4", *TINY, "--out", str(tmp_path / "no"), *flags]
     assert run(train.main, argv) == 2
@@ -195,32 +191,9 @@ def test_what_several_processes_cannot_train(tmp_path, monkeypatch, capsys, flag
     assert words in error and error.count("\n") == 1 and not (tmp_path / "no").exists()
 
 
-@pytest.mark.parametrize("variables, words", [
-    (dict(RANK="abc"), "the environment variable RANK is 'abc', not a number"),
-    (dict(WORLD_SIZE="\x1b[31m"), r"WORLD_SIZE is '\x1b[31m', not a number"),
-    (dict(WORLD_SIZE="9" * 5000), "not a number"),
-    (dict(WORLD_SIZE="-1"), "WORLD_SIZE is '-1', not a number"),
-    (dict(WORLD_SIZE="2"), "WORLD_SIZE is 2, but this is not torchrun; unset it"),
-    (dict(WORLD_SIZE="2", RANK="0", MASTER_ADDR="x"), "this is not torchrun; unset it"),
-    (dict(RANK="1"), "RANK 1 is not below WORLD_SIZE 1; start with torchrun"),
-    ({**TORCHRUN, "RANK": "2"}, "RANK 2 is not below WORLD_SIZE 2"),
-])
-def test_an_environment_that_is_not_torchruns(tmp_path, monkeypatch, capsys, variables, words):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    argv = ["--preset", "sudoku4", *TINY, "--out", str(tmp_path / "no")]
-    assert run(train.main, argv) == 2
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1 and not (tmp_path / "no").exists()
-
-
 def test_more_processes_than_gpus(monkeypatch):
-    """Said before anything is joined, with the number of GPUs."""
+    """Refused before the processes join, with the number of GPUs."""
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(BadInput, match="more processes than GPUs, of which this machine has 1;"):
+    with pytest.raises(BadInput, match="more processes than GPUs: this machine has 1;"):
         fast.init_process_group(Config(), torch.device("cuda"), 2)
-
-
-def test_one_rank_sums_alone():
-    assert fast.all_reduce_sum([1.5, 2], CPU, 1) == [1.5, 2]

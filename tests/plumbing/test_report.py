@@ -13,8 +13,8 @@ import torch
 import reproduce
 from config import MEANS_SOMETHING_FOR, Config
 from data import make_task
-from metrics import wilson
-from objectives import make_sampling_params, show_count
+from metrics import show_count, wilson
+from objectives import make_sampling_params
 from plumbing import figures, pages, report
 from plumbing.cli import BadInput, run
 
@@ -80,6 +80,16 @@ def test_a_page_is_short_and_shows_its_figure():
         if file.name != "README.md":
             assert "![" in text and f"]({file.stem}.png)" in text and "```bash" in text
             assert f"({file.name})" in texts[RESULTS / "README.md"]
+
+
+def test_what_the_page_of_9x9_boards_says_of_the_seeds(rows):
+    """bcdm is ahead of scdm in the mean at each n, and with each seed from n = 16 on."""
+    for n in (0, 1, 2, 4, 8, 16, 32, 64, "all"):
+        ours, paper = (pages.select(rows, f"sudoku9-gen/{run} latents={n}")[0]
+                       for run in ("bcdm", "scdm"))
+        assert ours["percent"] > paper["percent"] and ours["tokens"] == paper["tokens"]
+        apart = n == "all" or n >= 16
+        assert (min(ours["rates"]) > max(paper["rates"])) == apart
 
 
 def test_every_row_is_in_the_csv_file(found):
@@ -167,6 +177,18 @@ def test_seeds_are_added_up_by_run_and_way_of_decoding():
     assert pooled[0]["rates"] == [0.1, 0.3] and pooled[0]["low"] == 100 * wilson(4, 20)[0]
     assert pooled[0]["sd"] == pytest.approx(100 * 0.02 ** 0.5) and pooled[1]["sd"] is None
     assert report.mean_and_sd(pooled[0]) == "20.0 ± 14.1"
+
+
+def test_minutes_are_the_median_over_seeds_with_their_training():
+    """Also where it was done earlier; where its minutes are not known, with its logged seconds."""
+    steps = {"steps": 5, "seconds": 120.0, "peak_memory_gb": None}
+    live, earlier = {**steps, "wall_seconds": 150.0}, "trained earlier, in out"
+    results = [result(0, (0, 1), wall_seconds=180, training=live, source="trained live"),
+               result(1, (0, 1), wall_seconds=60, training=live, source=earlier),
+               result(2, (0, 1), wall_seconds=60, training=steps, source=earlier)]
+    assert [report.wall_seconds(d) for d in results] == [180, 210, 180]
+    assert report.pool_seeds(results)[0]["minutes"] == 3
+    assert report.of_preset("p", results, ["r"])["minutes"] == 3
 
 
 def test_planning_has_a_row_for_each_distance():
@@ -332,6 +354,9 @@ def test_the_rule_as_a_picture():
     assert kinds == ["known"] * 3 + ["decoded"] + ["latent"] * 2
     assert sees == [*(row + [0, 0] for row in known), [1] * 6,
                     [1, 1, 1, 0, 1, 0], [1, 1, 1, 0, 1, 1]]
+    kinds, sees = drawn("bcdm", 2)
+    assert kinds == ["known"] * 3 + ["decoded"] + ["latent"] * 2
+    assert sees == [[1, 1, 1, 0, 1, 1]] * 3 + [[1] * 6] + [[1, 1, 1, 0, 1, 1]] * 2
 
 
 def test_the_curve_of_a_log(tmp_path):
