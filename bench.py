@@ -15,7 +15,6 @@ and None for other devices.
 """
 if __name__ == "__main__":
     import plumbing.interrupt  # noqa: F401  (first: Ctrl-C while torch is loading)
-import functools
 import json
 import math
 import os
@@ -145,16 +144,6 @@ def budget(task, config, device, autocast, steps=5):
 # Sampling
 
 
-def generate(model, task, kind, latents, start, keys, autocast):
-    """Decode one batch -> stats."""
-    with autocast:
-        if kind.startswith("ar"):
-            cached = kind == "ar"
-            return decode_next_token(model, task, "ar", start, 1.0, keys, use_cache=cached)[1]
-        sampling = make_sampling_params(kind, task, latents=latents)
-        return decode(model, task, kind, start, sampling, keys)[1]
-
-
 def time_sampling(task, config, device, autocast, repeats, batch_size):
     """-> rows: the cost of generating batch_size answers. (Untrained weights cost the same.)"""
     model, rows = make_state(config, task, device, autocast).model, []
@@ -164,8 +153,17 @@ def time_sampling(task, config, device, autocast, repeats, batch_size):
              ("ar, no cache", None))
     for kind, n in kinds:
         stats = {}
-        once = functools.partial(generate, model, task, kind, n, start, keys, autocast)
-        seconds = median_seconds(lambda: stats.update(once()), device, repeats)
+
+        def once():
+            with autocast:
+                if kind.startswith("ar"):
+                    _, new = decode_next_token(model, task, "ar", start, 1.0, keys, kind == "ar")
+                else:
+                    sampling = make_sampling_params(kind, task, latents=n)
+                    _, new = decode(model, task, kind, start, sampling, keys)
+            stats.update(new)
+
+        seconds = median_seconds(once, device, repeats)
         rows.append({"objective": kind, "latents": n and show_count(n, task.A - 1),
                      "batch_size": batch_size, "nfe": mean(stats["nfe"]),
                      "tokens": mean(stats["tokens"]), "seconds": seconds,
@@ -262,10 +260,7 @@ def train_with(world, config, out):
 
 def exponent(xs, ys):
     """Slope of log y against log x, least squares."""
-    lx, ly = [math.log(x) for x in xs], [math.log(y) for y in ys]
-    mx, my = statistics.mean(lx), statistics.mean(ly)
-    covariance = sum((a - mx) * (b - my) for a, b in zip(lx, ly))
-    return covariance / sum((a - mx) ** 2 for a in lx)
+    return statistics.linear_regression([*map(math.log, xs)], [*map(math.log, ys)]).slope
 
 
 def time_lengths(config, device, autocast, repeats):

@@ -213,18 +213,12 @@ def read_line(line, N, notes):
         return with_dots(cells, notes), None
     if len(boards) > 2:
         raise BadInput(f"{len(boards)} boards on a line; only a puzzle and its solution are legal")
-    if len(boards) < len(fields):
-        check_others(fields, boards, N, notes)
-    puzzle = with_dots(boards[0], notes)
-    return puzzle, check_solution(boards[1], N) if len(boards) == 2 else None
-
-
-def check_others(fields, boards, N, notes):
-    """Adds a note for fields that are no boards. Raises BadInput for a board with a mistake."""
     for field in (field for field in fields if field not in boards):
-        if 2 * len(field) > N * N and mostly_cells(field):
+        if 2 * len(field) > N * N and mostly_cells(field):  # a board with a mistake
             raise BadInput(complaint(field, [field], N))
         notes.setdefault("field", f"ignored other fields, for example '{printable(field)}'")
+    puzzle = with_dots(boards[0], notes)
+    return puzzle, check_solution(boards[1], N) if len(boards) == 2 else None
 
 
 def check_solution(cells, N):

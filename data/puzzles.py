@@ -347,30 +347,13 @@ def add_givens(givens, target, rng):
 # Sets of boards and puzzles, by worker processes
 
 
-def generate(N, puzzles, seed, size, workers=None):
-    """`size` boards, or minimal puzzles, up to PER_BOARD from one board.
+def generate(N, puzzles, seed, size, workers=None, per_board=PER_BOARD):
+    """`size` boards, or minimal puzzles, up to `per_board` from one board.
 
     -> dict boards (size, A) uint8, givens (size, A) bool (all False for boards). Row i depends on
     N, puzzles, seed and i alone: a longer set begins with the shorter one, and the number of worker
     processes (default: one per core) does not matter.
     """
-    return _generate(N, puzzles, seed, size, PER_BOARD, workers)
-
-
-def test_puzzles(N, size):
-    """The fixed test set: one unique puzzle per board -> dict as from generate().
-
-    The number of givens is uniform in TARGETS (more if the minimal puzzle has more).
-    """
-    data = _generate(N, True, "test", size, per_board=1)
-    rng = random.Random(f"sudoku {N} test targets")
-    target = [rng.randint(*TARGETS[N]) for _ in range(size)]
-    extra = np.random.default_rng(random.Random(f"sudoku {N} test givens").getrandbits(64))
-    data["givens"] = add_givens(data["givens"], target, extra)
-    return data
-
-
-def _generate(N, puzzles, seed, size, per_board, workers=None):
     chunk = PUZZLE_CHUNK if puzzles else BOARD_CHUNK
     starts = range(0, size, chunk)
     jobs = [(N, puzzles, seed, i // chunk, min(chunk, size - i), per_board) for i in starts]
@@ -383,6 +366,19 @@ def _generate(N, puzzles, seed, size, per_board, workers=None):
             rows = slice(starts[i], starts[i] + len(boards))
             data["boards"][rows], data["givens"][rows] = boards, givens
             bar.update(len(boards))
+    return data
+
+
+def test_puzzles(N, size):
+    """The fixed test set: one unique puzzle per board -> dict as from generate().
+
+    The number of givens is uniform in TARGETS (more if the minimal puzzle has more).
+    """
+    data = generate(N, True, "test", size, per_board=1)
+    rng = random.Random(f"sudoku {N} test targets")
+    target = [rng.randint(*TARGETS[N]) for _ in range(size)]
+    extra = np.random.default_rng(random.Random(f"sudoku {N} test givens").getrandbits(64))
+    data["givens"] = add_givens(data["givens"], target, extra)
     return data
 
 
@@ -408,9 +404,7 @@ def _chunk(job):
 
 def _cores():
     """The processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _in_workers(function, jobs, workers):

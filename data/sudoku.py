@@ -100,14 +100,11 @@ class Sudoku(Task):
         self.seed, self.data_dir = config.seed, config.data_dir
         self.train_size = config.train_size or 20_000
         digits = [str(d + 1) for d in range(N)]
-        self.alphabet = f"1-{N} and . or 0 for an empty cell"
         super().__init__(config.task, P=N * N if self.in_prompt else 1, A=N * N,
                          symbols=digits + ["."], answer_symbols=N, pattern=r".",
                          unique_answer=self.puzzles)
         self.BLANK = N
         self.pool = None
-
-    # -- data --
 
     def _data(self, seed, size):
         describe = {"N": self.N, "puzzles": self.puzzles, "seed": seed, "size": size}
@@ -219,8 +216,6 @@ class Sudoku(Task):
         place = noise.argsort(dim=1).argsort(dim=1)  # (B, A): givens come first
         return given | (place < target)
 
-    # -- checking --
-
     def givens(self, start):
         """start (B, S) -> (B, A): the digit given at each cell, or -1."""
         cells = start[:, :self.P] if self.in_prompt else start[:, self.P:]
@@ -256,8 +251,6 @@ class Sudoku(Task):
                     found.append(f"{kind} {i % N + 1} holds {digit + 1} {times}")
         return found
 
-    # -- text --
-
     def read(self, text, name, limit=None):
         """A file's text -> [(start ids, answer ids or None, place)], notes. Raises BadInput."""
         entries, notes = read_sudoku(text, name, self.N, limit)
@@ -271,7 +264,7 @@ class Sudoku(Task):
 
     def _ids(self, puzzle, solution):
         """Texts of A characters -> start ids (S), answer ids (A) or None. Raises BadInput."""
-        cells = self.encode(puzzle, "the puzzle")
+        cells = self.encoding.encode_ordinary(puzzle)
         self._no_conflict(cells, "the puzzle")
         if self.in_prompt:
             start = cells + [self.MASK] * self.A
@@ -279,7 +272,7 @@ class Sudoku(Task):
             start = [self.BOS] + [self.MASK if c == self.BLANK else c for c in cells]
         if solution is None:
             return start, None
-        answer = self.encode(solution, "the solution")
+        answer = self.encoding.encode_ordinary(solution)
         self._no_conflict(answer, "the solution")
         for cell, (p, a) in enumerate(zip(cells, answer)):
             if p not in (a, self.BLANK):

@@ -13,7 +13,7 @@ import numpy as np
 import tiktoken
 import torch
 
-from errors import BadInput, printable, say
+from errors import say
 
 CACHE_FORMAT = 1  # raise it when a generator changes: old caches are then rebuilt
 
@@ -45,7 +45,6 @@ class Task:
         self.name, self.P, self.A, self.S = name, P, A, P + A
         self.K, self.V = answer_symbols, len(symbols) + 2
         self.MASK, self.BOS = len(symbols), len(symbols) + 1
-        self.symbols = set(symbols)
         self.unique_answer = unique_answer  # puzzles: decoded greedily; generation: at T = 1
         # a tiktoken.Encoding, built offline from the task's alphabet: one token per symbol
         self.encoding = tiktoken.Encoding(
@@ -62,17 +61,6 @@ class Task:
     def blanks(self, start):
         """start (B, S) -> (B, A) bool: the unknown cells."""
         return start[:, self.P:] == self.MASK
-
-    def encode(self, text, what):
-        """Text -> ids. Unknown characters raise BadInput here, because tiktoken would panic."""
-        for piece in self.pieces(text):
-            if piece not in self.symbols:
-                raise BadInput(f"{what} contains '{printable(piece)}', which is not a symbol of "
-                               f"task {self.name}; legal: {self.alphabet}")
-        return self.encoding.encode_ordinary(text)
-
-    def pieces(self, text):
-        return text
 
 
 def cached(data_dir, name, describe, build):

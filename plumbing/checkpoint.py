@@ -229,10 +229,7 @@ def load_model(file, device):
     """-> model (fp32, on the device), task, Config. Raises BadInput."""
     checkpoint = load_checkpoint(file)
     config = checkpoint["config"]
-    try:
-        task = make_task(config)
-    except BadInput as e:
-        raise BadInput(f"checkpoint {printable(file, 200)}: {e}") from None
+    task = make_task(config)
     return model_with(checkpoint, config, task, file).to(device), task, config
 
 

@@ -11,10 +11,6 @@ from errors import BadInput, say
 WARM_STEPS = 4  # the first steps, which compile and record: they train, but are not timed
 
 
-# --------------------------------------------------------------------------------------------------
-# The whole training step as one CUDA graph
-
-
 def compiler_works(device):
     """Try torch.compile on a tiny function. Without a compiler training is only slower."""
     torch.compiler.reset()  # otherwise it stops compiling after a few models in one process
@@ -53,10 +49,6 @@ class CUDAGraph:
                 self.result = self.function()
         self.graph.replay()
         return self.result.clone()  # the next replay overwrites it
-
-
-# --------------------------------------------------------------------------------------------------
-# Several GPUs (torchrun): one process per GPU, which has a rank
 
 
 def ddp_rank_and_size():

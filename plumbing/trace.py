@@ -220,10 +220,6 @@ def seconds_of(step, history, total):
     return round(max(0.0, total - (history[-1]["at"] - step["at"])), 4)
 
 
-# --------------------------------------------------------------------------------------------------
-# Text
-
-
 def to_text(trace):
     """A trace as JSON in ASCII, one line per step."""
     def dump(value):
@@ -243,12 +239,7 @@ def embed(text, place, page=None):
 
     "<" is escaped, so that the data cannot end the script element or begin another.
     """
-    if page is None:
-        try:
-            page = PAGE.read_text(encoding="utf-8")
-        except OSError as e:
-            raise BadInput(f"cannot read {printable(PAGE, 200)}: {e.strerror}; write the trace as "
-                           ".json") from None
+    page = PAGE.read_text(encoding="utf-8") if page is None else page
     if page.count(place) != 1:
         raise BadInput(f"{printable(PAGE, 200)} has no place for data; write the trace as .json")
     opening = place.removesuffix("</script>")

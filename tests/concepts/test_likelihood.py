@@ -78,15 +78,11 @@ def test_ar_is_the_chain_rule():
     assert exact and nats == pytest.approx(expected, abs=1e-5)
 
 
-def test_every_sample_meets_all_noise_levels():
-    """With as many draws as samples and cells, each sample has each m exactly once."""
+def test_masks_of_a_sample():
+    """With as many draws as samples and cells, each sample has each m once; givens are spared."""
     levels = list(masks(torch.zeros(8, 8, dtype=torch.bool), 8, torch.Generator().manual_seed(0)))
     m = torch.stack([(level > 0).sum(dim=1) for level in levels])  # (draws, B)
     assert all(sorted(column) == list(range(1, 9)) for column in m.T.tolist())
-
-
-def test_masks_spare_the_givens_of_their_own_sample():
-    """Samples with different givens: these are shifted with the batch, and back."""
     given = torch.eye(4, 6, dtype=torch.bool) | torch.eye(4, 6, dtype=torch.bool).roll(2, dims=1)
     for level in masks(given, 3, torch.Generator().manual_seed(0)):
         assert not ((level > 0) & given).any() and ((level > 0).sum(dim=1) >= 1).all()

@@ -286,9 +286,6 @@ def test_ar_loss_is_next_token_on_the_answer():
     assert mtp.next_token_ranks(mtp.causal, TASK, "cpu") is CAUSAL
 
 
-# -- the whole loss --
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_parameter_learns(objective):
     """One backward pass gives every weight matrix a gradient."""

@@ -2,7 +2,6 @@
 
     A answer cells   W window   level: <= 0 known, 1, 2, 3, ... unknown in their order
 """
-import inspect
 from contextlib import nullcontext
 
 import pytest
@@ -12,13 +11,13 @@ import diffusion
 import mtp
 import train
 from config import Config
-from conftest import ToyTask, empty, keys_for, random_model, task_config
+from conftest import ToyTask, keys_for, random_model, task_config
 from data import make_task
 from errors import BadInput
 from metrics import show_count
 from model import CAUSAL, visible
 from objectives import ALL, OBJECTIVES, Objective, SamplingParams, make_sampling_params
-from sample import decode, decode_next_token
+from sample import decode_next_token
 from test_model import BLOCKS, LEVEL, MATRICES, SUFFIX
 
 # The tokens of test_model: three of the prompt, six answer cells.
@@ -180,14 +179,3 @@ def test_counts_as_they_are_reported():
     """15 latents beside a decoded cell are all of 16 cells; 15 of 16 candidates are not."""
     assert [show_count(n, 15) for n in (0, 14, 15, ALL)] == [0, 14, "all", "all"]
     assert [show_count(c, 16) for c in (15, 16, ALL)] == [15, "all", "all"]
-
-
-def test_decode_names_no_objective():
-    """The sampler reads the table of objectives."""
-    for function in (decode, decode_next_token):
-        body = inspect.getsource(function).split('"""')[2]
-        assert not any(f'"{name}"' in body for name in OBJECTIVES)
-
-
-def test_empty_is_the_start_of_a_task():
-    assert torch.equal(empty(BOARDS, 3), BOARDS.test_set(3)[0])

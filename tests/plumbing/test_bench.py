@@ -109,13 +109,12 @@ def test_the_model_may_have_another_size():
 
 @pytest.mark.parametrize("argv, words", [
     (["--width", "100", "--heads", "3"], "not a multiple of --heads 3"),
-    (["--what", "speed"], "legal: train, sample"), (["--repeats", "0"], "--repeats"),
-    (["--out", ""], "is not a path"), (["--out", "/dev/null/b.json"], "/dev/null/b.json"),
-    (["--preset", "sudoku44"], "did you mean sudoku4")])
+    (["--what", "speed"], "legal: train, sample"),
+    (["--out", "/dev/null/b.json"], "/dev/null/b.json")])
 def test_mistakes_are_one_line_and_exit_2(argv, words, capsys):
     assert run(bench.main, [*SMALL, *argv]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert words in said[-1] and "Traceback" not in "".join(said)
+    error = capsys.readouterr().err
+    assert words in error.splitlines()[-1] and "Traceback" not in error
 
 
 def test_what_is_measured_does_not_depend_on_the_recipe():

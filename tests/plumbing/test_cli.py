@@ -24,9 +24,6 @@ KEYS = {"task", "objective", "params", "num", "solved", "exact", "cell_acc", "or
         "nfe", "tokens", "seconds", "distinct", "references", "interval"}
 
 
-# -- what sample.py prints --
-
-
 @pytest.mark.parametrize("objective, flags, latents, tokens", [
     ("mdm", [], "all", 16 * 17), ("sidm", [], 0, sum(range(2, 18))), ("scdm", [], "all", 16 * 17),
     ("scdm", ["--latents", "0"], 0, sum(range(2, 18))),
@@ -61,9 +58,6 @@ def test_mistakes_are_one_line_and_exit_2(tiny_checkpoints, name, argv, words, c
     out, error = capsys.readouterr()
     assert words in error and "Traceback" not in error and not out
     assert len(error.strip().splitlines()) == 1
-
-
-# -- hints --
 
 
 @pytest.mark.parametrize("main, flag, hint", [
@@ -104,9 +98,6 @@ def test_hints_name_flags_that_exist(capsys):
             assert re.search(rf"{flag}[ \n,]", flags), flag
 
 
-# -- messages and exit codes --
-
-
 def test_foreign_text_is_escaped_and_shortened(capsys):
     assert printable("a\x1b[31m\x9b\u202e\n\0b") == r"a\x1b[31m\x9b\u202e\n\x00b"
     assert printable("é ²") == "é ²" and printable("x" * 100) == "x" * 77 + "..."
@@ -115,7 +106,7 @@ def test_foreign_text_is_escaped_and_shortened(capsys):
     assert capsys.readouterr().err == "a\\nb\\x1b[2J\n"
 
 
-@pytest.mark.parametrize("error, code, words", [
+@pytest.mark.parametrize("exception, code, words", [
     (BadInput("a\x1b\nb"), 2, r": a\x1b\nb"), (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
     (cli.Stopped(), 143, "stopped by SIGTERM"), (MemoryError(), 2, "out of memory; lower"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 2,
@@ -124,19 +115,15 @@ def test_foreign_text_is_escaped_and_shortened(capsys):
     (OSError(28, "No space left on device"), 2, "output: No space left on device"),
     (OSError(13, "Permission denied", "a\x1b"), 2, r"a\x1b: Permission denied"),
     (SystemExit(0), 0, "")])
-def test_how_programs_end(error, code, words, capsys):
+def test_how_programs_end(exception, code, words, capsys):
     def main(argv):
-        raise error
+        raise exception
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert run(main) == code
-    said = capsys.readouterr().err
-    assert words in said and said.count("\n") == bool(words)
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == bool(words)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
-def test_bugs_keep_their_traceback():
-    def main(argv):
-        raise RuntimeError("a bug")
+    exception = RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         run(main)
 
@@ -166,9 +153,6 @@ def test_escape_characters_of_paths_and_checkpoints(tiny_checkpoints, tmp_path, 
     ends(train.main, small, 2, r"a\x1b[31m already holds a checkpoint")
     ends(train.main, ["--out", esc, "--resume"], 0, r"a\x1b[31m is already at step 3")
     ends(train.main, [*small, "--init", esc], 2, r"checkpoint a\x1b[31m is not a file")
-
-
-# -- real processes --
 
 
 def shell(script, **more):

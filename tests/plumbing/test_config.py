@@ -60,9 +60,6 @@ def test_every_number_has_a_range_and_its_flag_a_type():
         assert type(value) is f.type
 
 
-# -- the config of a checkpoint --
-
-
 def test_a_config_equals_that_of_its_checkpoint():
     """The default data_dir replaces an empty one."""
     config = Config(task="star", objective="mtp", window="random", learning_rate=0.5)

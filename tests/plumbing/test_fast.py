@@ -1,7 +1,7 @@
-"""Fast code computes the same: CUDA graph, kernels, compiler, several GPUs."""
+"""Fast code computes the same: CUDA graph, kernels, compiler, micro-batches, several GPUs."""
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +13,7 @@ import model
 import train
 from config import Config
 from conftest import TINY, environment
+from objectives import OBJECTIVES
 from plumbing import fast
 from plumbing.checkpoint import read_log
 from plumbing.cli import BadInput, run
@@ -21,15 +22,10 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
-# -- the CUDA graph --
-
-
-def fresh_state(optimizer, data_dir, scale=1.0):
+def fresh_state(**fields):
     """A run whose weights are all random (zero outputs would hide differences)."""
-    config = Config(
-        task="star", path_len=3, labels=9, width=16, depth=1, heads=2, batch_size=8,
-        optimizer=optimizer, weight_decay=0.1, learning_rate=0.01 * scale,
-        muon_learning_rate=0.01 * scale, grad_clip=0.5, data_dir=data_dir)
+    config = Config(task="star", path_len=3, labels=9, width=16, heads=2, batch_size=8,
+                    **{"depth": 1, "weight_decay": 0.1, "learning_rate": 0.01, **fields})
     state = train.make_state(config, train.make_task(config), CPU, nullcontext())
     generator = torch.Generator().manual_seed(1)
     for p in state.model.parameters():
@@ -38,13 +34,13 @@ def fresh_state(optimizer, data_dir, scale=1.0):
     return state
 
 
-def test_one_gpu_runs_the_plain_update_as_a_cuda_graph(data_dir, monkeypatch):
+def test_one_gpu_runs_the_plain_update_as_a_cuda_graph(monkeypatch):
     """The recorded function is the one that the CPU runs; learning rates are set outside."""
     recorded = []
     monkeypatch.setattr(train, "compiler_works", lambda device: True)
     monkeypatch.setattr(train, "CUDAGraph", lambda f, generator: recorded.append(f) or f)
     monkeypatch.setattr(torch, "compile", lambda model: model)
-    plain, other = fresh_state("adamw", data_dir), fresh_state("adamw", data_dir)
+    plain, other = fresh_state(), fresh_state()
     other.config.compile, other.device = True, SimpleNamespace(type="cuda")
     steps = train.make_step(plain), train.make_step(other)
     other.device = CPU
@@ -56,11 +52,12 @@ def test_one_gpu_runs_the_plain_update_as_a_cuda_graph(data_dir, monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_lr_scale_is_a_learning_rate(optimizer, data_dir):
+def test_lr_scale_is_a_learning_rate(optimizer):
     """step(0.25) is step(1) at a quarter of the rate; step(0) changes nothing."""
     after = []
     for scale, lr_scale in ((0.25, 1.0), (1.0, 0.25)):
-        state = fresh_state(optimizer, data_dir, scale)
+        state = fresh_state(optimizer=optimizer, learning_rate=0.01 * scale, grad_clip=0.5,
+                            muon_learning_rate=0.01 * scale)
         step, rates = train.make_step(state), [g["lr"] for o in state.optimizers
                                                for g in o.param_groups]
         for _ in range(3):
@@ -76,41 +73,31 @@ def test_lr_scale_is_a_learning_rate(optimizer, data_dir):
 def test_a_cuda_graph_runs_once_per_call(monkeypatch):
     """With a stand-in for CUDA graphs (recording runs nothing, a replay runs what was recorded)
     each call trains once, and results are copies."""
-    ran, generator = [], object()
+    total, log = torch.zeros(()), []
 
     class Graph:
-        def register_generator_state(self, g):
-            assert g is generator
+        register_generator_state = log.append
 
         def replay(self):
-            ran.append("replayed")
-            train_result.add_(1)
+            total.add_(1)
+
+    @contextmanager
+    def recording(graph, stream):
+        yield
+        total.sub_(1)
 
     def function():
-        ran.append("recorded" if recording else "run")
-        return train_result if recording else train_result.add_(1).clone()
+        log.append("run")
+        return total.add_(1)
 
-    class Recording(nullcontext):
-        def __enter__(self):
-            recording.append(1)
-
-        def __exit__(self, *_):
-            recording.clear()
-
-    recording, train_result = [], torch.zeros(())
     stream = SimpleNamespace(wait_stream=lambda other: None)
-    stand_in = dict(Stream=lambda: stream, CUDAGraph=Graph, current_stream=lambda: stream,
-                    stream=lambda s: nullcontext(), graph=lambda g, stream: Recording())
-    for name, value in stand_in.items():
+    for name, value in dict(Stream=lambda: stream, CUDAGraph=Graph, current_stream=lambda: stream,
+                            stream=lambda s: nullcontext(), graph=recording).items():
         monkeypatch.setattr(torch.cuda, name, value)
-    take = fast.CUDAGraph(function, generator)
-    results = [take() for _ in range(7)]
-    assert ran == ["run"] * 3 + ["recorded"] + ["replayed"] * 4
-    assert [float(r) for r in results] == [1, 2, 3, 4, 5, 6, 7]
-    assert fast.WARM_STEPS == 4
-
-
-# -- kernels and compiler --
+    take = fast.CUDAGraph(function, "generator")
+    assert [float(take()) for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert [float(result) for result in (take(), take())] == [6, 7]
+    assert log == ["run"] * 3 + ["generator", "run"] and fast.WARM_STEPS == 4
 
 
 def test_attention_kernels(monkeypatch):
@@ -138,7 +125,19 @@ def test_without_a_compiler(monkeypatch, capsys):
         "(--no-compile silences this)\n")
 
 
-# -- several GPUs --
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_micro_batches_are_the_whole_batch(objective):
+    """The loss and the weights of the whole batch, within rounding."""
+    results = []
+    for parts in (1, 4):
+        state = fresh_state(objective=objective, depth=2, grad_accum_steps=parts,
+                            deep_supervision=1)
+        step = train.make_step(state)
+        results.append(([step(1.0).item() for _ in range(4)], state.model.state_dict()))
+    (whole, weights), (parts, same) = results
+    assert whole == pytest.approx(parts, rel=1e-5) and len(set(whole)) == 4
+    for name in weights:
+        torch.testing.assert_close(weights[name], same[name], rtol=1e-4, atol=1e-5)
 
 
 def test_two_processes_train_as_one(tmp_path, data_dir):

@@ -31,9 +31,6 @@ def read(text, N=9, name="FILE"):
     return files.read_sudoku(text, name, N)
 
 
-# -- accepted --
-
-
 ONE_LINE = {  # text of one puzzle without a solution, in one line
     "plain": P,
     "zeros": P.replace(".", "0"),
@@ -127,9 +124,6 @@ def test_csv(text, entries, note):
     assert read(text) == (entries, [note])
 
 
-# -- refused --
-
-
 @pytest.mark.parametrize("text, N, message", [
     ("", 9, "FILE: holds no puzzle"),
     (" \n\n# nothing\n", 9, "FILE: holds no puzzle"),
@@ -171,14 +165,6 @@ def test_refusals(text, N, message):
     assert error.endswith(f"; a legal line: {files.EXAMPLE[N]}")
 
 
-def test_the_name_of_a_file_is_escaped():
-    with pytest.raises(BadInput, match=r"^a\\nb: "):
-        read("", name="a\nb")
-
-
-# -- files and lines --
-
-
 @pytest.mark.parametrize("content", [
     "é1\n2\n3".encode(),
     b"\xef\xbb\xbf\xc3\xa91\r\n2\r\n3",
@@ -214,9 +200,6 @@ def test_read_paths():
     assert files.read_paths(line, "--puzzle") == [(line, "--puzzle")]
     with pytest.raises(BadInput, match="F holds no puzzle; a legal line: 1,2"):
         files.read_paths("\n# g\n", "F")
-
-
-# -- fuzz --
 
 
 def mutated(text, rng):

@@ -47,33 +47,32 @@ def test_bf16_is_near_fp32(shape):
     assert values.min() > 0.3 and values.max() < 1.3
 
 
-class FakeStream:
-    """A stand-in for a CUDA stream that records its calls."""
-
-    def __init__(self, notes, name):
-        self.notes, self.name = notes, name
+class FakeStream(str):
+    """A stand-in for a CUDA stream, which records its calls."""
 
     def wait_stream(self, other):
-        self.notes.append(f"{self.name} waits for {other.name}")
+        NOTES.append(f"{self} waits for {other}")
 
     def __enter__(self):
-        self.notes.append(f"on {self.name}")
+        NOTES.append(f"on {self}")
 
     def __exit__(self, *_):
-        self.notes.append("back")
+        NOTES.append("back")
+
+
+NOTES = []
 
 
 def test_streams_fork_and_join(monkeypatch):
     """Each function has a stream that waits for earlier work; later work waits for all streams."""
-    notes, made = [], iter("abcd")
-    now, device = FakeStream(notes, "now"), torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream(notes, next(made)))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: now)
+    names, device = iter("abcd"), torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream(next(names)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream("now"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     muon.stream.cache_clear()
     for _ in range(2):  # the second call uses the same two streams
-        muon.side_by_side([lambda: notes.append("one"), lambda: notes.append("two")], device)
-        assert notes == ["a waits for now", "on a", "one", "back", "b waits for now", "on b", "two",
+        muon.side_by_side([lambda: NOTES.append("one"), lambda: NOTES.append("two")], device)
+        assert NOTES == ["a waits for now", "on a", "one", "back", "b waits for now", "on b", "two",
                          "back", "now waits for a", "now waits for b"]
-        notes.clear()
+        NOTES.clear()
     muon.stream.cache_clear()

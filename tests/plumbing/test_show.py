@@ -61,9 +61,6 @@ def report(call):
     return report
 
 
-# -- files --
-
-
 @pytest.mark.parametrize("text, num, notes", [
     (f"id,quizzes,solutions,level\n1,{PUZZLE},{SOLUTION},easy\n2,{PUZZLE},,hard\n", 2,
      ["read column 'quizzes' as the puzzle and 'solutions' as the solution, ignored id, level"]),
@@ -136,9 +133,6 @@ def test_several_answers_to_a_puzzle(call, refused, report):
     assert "were both given" in refused("sudoku9", "--puzzle", PUZZLE, text=PUZZLE)
 
 
-# -- references --
-
-
 def test_puzzles_without_a_reference(report, refused, monkeypatch):
     """Several solutions: scored by the rules alone, and reported. No solution: refused."""
     found, lines = report("sudoku9", text=f"{'.' * 81}\n{LINE}\n{'.' * 81}\n")
@@ -179,9 +173,6 @@ def test_an_objective_that_cannot_see_givens(refused, report):
     assert report("prompt9", "--num", "2")[0]["num"] == 2
 
 
-# -- control characters --
-
-
 def test_escape_characters_stay_out_of_the_terminal(call, refused):
     """Those of puzzle files, CSV headers, strings and paths are shown as \\x1b."""
     esc = "\x1b[31m"
@@ -199,9 +190,6 @@ def test_escape_characters_stay_out_of_the_terminal(call, refused):
         assert r"\x1b" in refused("sudoku9", *argv), argv
     assert r"edge '1,\x1b[31m' is not 2 nodes" in refused(
         "star", "--puzzle", f"1,{esc}|2,3|1,4|4,5/1,3")
-
-
-# -- answers --
 
 
 def test_answers_are_written(refused, report, tmp_path):
@@ -252,6 +240,13 @@ def test_the_two_checkers_must_agree(call, monkeypatch):
 def test_a_bound_decodes_nothing(flags, capsys):
     assert run(sample.main, ["--ckpt", "none.pt", "--bound", *flags]) == 2
     assert f"--bound decodes nothing, so {flags[0]} has no meaning" in capsys.readouterr().err
+
+
+def test_a_bound_is_printed(call, report):
+    line = call("scdm", "--bound", "--num", "8")[1]
+    assert line.startswith("bound on -log p: 1.3") and "nats per board lower\n" in line
+    found, _ = report("star", "--bound", "--num", "8")
+    assert found["exact"] and found["floor"] is None and 2 < found["nats_per_cell"] < 2.5
 
 
 def test_a_restart_shows_the_board_that_it_ends_with(call):

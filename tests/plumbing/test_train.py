@@ -1,5 +1,4 @@
 """Training: resume, kill, what is written and kept. Real processes only if they matter."""
-import contextlib
 import os
 import signal
 import subprocess
@@ -16,7 +15,6 @@ import data
 import train
 from config import Config
 from conftest import LINE, PUZZLE, SOLUTION, TINY, environment
-from objectives import OBJECTIVES
 from plumbing.checkpoint import COLUMNS, read_log
 from plumbing.cli import run
 from plumbing.show import parse_train_args
@@ -113,32 +111,6 @@ def test_schedule():
     assert train.lr_scale(1, 7.5, timed) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_accumulating_is_the_whole_batch(objective, data_dir):
-    """Four micro-batches: the loss and the weights of the whole batch, within rounding."""
-    results = []
-    for parts in (1, 4):
-        config = Config(
-            task="star", path_len=3, labels=9, width=16, depth=2, heads=2, batch_size=8,
-            objective=objective, learning_rate=0.01, grad_accum_steps=parts, data_dir=data_dir,
-            deep_supervision=1)
-        step, state = start(config)
-        results.append(([step(1.0).item() for _ in range(4)], state.model.state_dict()))
-    (whole, weights), (parts, same) = results
-    assert whole == pytest.approx(parts, rel=1e-5) and len(set(whole)) == 4
-    for name in weights:
-        torch.testing.assert_close(weights[name], same[name], rtol=1e-4, atol=1e-5)
-
-
-def start(config):
-    """-> the step of a fresh run on the CPU, its state. (Zero outputs would hide differences.)"""
-    task, device = train.make_task(config), torch.device("cpu")
-    state = train.make_state(config, task, device, contextlib.nullcontext())
-    generator = torch.Generator().manual_seed(1)
-    torch.nn.init.normal_(state.model.head.weight, std=0.1, generator=generator)
-    return train.make_step(state), state
-
-
 # -- interrupted and resumed --
 
 
@@ -225,19 +197,16 @@ def test_existing_run_is_not_overwritten(uninterrupted, capsys):
 def test_a_log_without_its_checkpoint_is_kept(tmp_path, small, capsys):
     """Refused; with --resume it is renamed, which is reported."""
     out = tmp_path / "run"
-    for _ in range(2):
-        assert run(train.main, [*small, str(out), "--max-steps", "2"]) == 0
+    run(train.main, [*small, str(out), "--max-steps", "2"])
+    log = (out / "log.csv").read_bytes()
+    for name in ("log.csv.old", "log.csv.old2"):
         (out / "ckpt.pt").unlink()
-        before = (out / "log.csv").read_bytes()
+        (out / "log.csv").write_bytes(log)
         assert run(train.main, [*small, str(out), "--max-steps", "2"]) == 2
         assert "holds a log.csv without a checkpoint" in last_line(capsys)
-        assert (out / "log.csv").read_bytes() == before
         assert run(train.main, [*small, str(out), "--max-steps", "3", "--resume"]) == 0
         assert "it is kept as log.csv.old" in capsys.readouterr().err
-        (out / "ckpt.pt").unlink()
-        (out / "log.csv").unlink()
-    assert sorted(f.name for f in out.iterdir()) == ["log.csv.old", "log.csv.old2"]
-    assert (out / "log.csv.old").read_text().splitlines()[-1].startswith("2,")
+        assert (out / name).read_bytes() == log
 
 
 def test_a_checkpoint_of_another_machine_is_resumed(tmp_path, small, capsys):
@@ -388,11 +357,9 @@ def test_init(tmp_path, small, uninterrupted, capsys):
     assert run(train.main, ["--out", str(out), "--resume", "--max-steps", "3"]) == 0
     capsys.readouterr()
     for flags, words in ((["--width", "32"], "weight token.weight has shape"),
-                         (["--board-size", "6", "--train-size", "5"], "token.weight has shape"),
                          (["--depth", "2"], "blocks.1.attn.qkv.weight has shape missing"),
                          (["--heads", "1"], "heads = 2, but this run has 1; they must be equal"),
-                         (["--qk-norm"], "trained with qk_norm = False, but this run has True;"),
-                         (["--init", "nowhere.pt"], "checkpoint nowhere.pt does not exist")):
+                         (["--qk-norm"], "trained with qk_norm = False, but this run has True;")):
         assert run(train.main, [*small, str(tmp_path / "no"), "--init", str(old), *flags]) == 2
         assert words in last_line(capsys) and not (tmp_path / "no").exists()
 
@@ -432,8 +399,6 @@ def test_training_on_a_file(tmp_path, data_dir, file_run, capsys):
     (f"{LINE}\n# none here\n{PUZZLE}\n", "p.txt line 3: no solution"),
     (f"{LINE}\n{SOLUTION} {SOLUTION}\n", "p.txt line 2: the puzzle has no empty cell"),
     (f"{LINE}\n{LINE[:-1]}1\n", "p.txt line 2: the solution contradicts itself"),
-    (f"{LINE}\n1{LINE[1:]}\n", "p.txt line 2: the solution has 5 where the puzzle gives 1"),
-    (f"{LINE}\n3{LINE[1:]}\n", "p.txt line 2: the puzzle contradicts itself: row 1 holds 3"),
     ("", "p.txt: holds no puzzle"),
 ])
 def test_a_bad_training_file_is_refused(tmp_path, file_run, capsys, text, words):
@@ -454,17 +419,13 @@ def test_a_bad_training_file_is_refused(tmp_path, file_run, capsys, text, words)
     (["--max-steps", "many"], "'many'"),
     (["--learning-rate", "nan"], "'nan'"),
     (["--task", "sudoku", "--board-size", "5", "--train-size", "9"], "legal: 4, 6, 9"),
-    (["--train-size", "-1"], "--train-size: '-1'"),
     (["--task", "star", "--labels", "3"], "--labels 3 cannot name"),
     (["--window", "4"], "--window has no meaning for objective mdm"),
     (["--preset", "sudoku4", "--arms", "3"], "it is for task star"),
     (["--objective", "mtp", "--mask-rate-a", "4"], "it is for objective mdm"),
-    (["--muon-learning-rate", "1"], "optimizer muon"),
-    (["--beta2", "2"], "from 0 to 0.99999"),
     (["--out", "/dev/null/x", "--preset", "sudoku4"], "not writable"),
     (["--out", ""], "--out: '' is not a path"),
     (["stray"], "stray"),
-    (["--task", "planning", "--labels", "5"], "--labels 5"),
     (["--batch-size", "9", "--grad-accum-steps", "2"],
      "--batch-size 9 is not a multiple of --grad-accum-steps 2"),
     (["--width", "16384", "--depth", "256"], "lower one of them"),
