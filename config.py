@@ -129,7 +129,7 @@ RANGES = {  # smallest and largest legal value
 # fields that may change when a run is resumed
 MAY_CHANGE = {"max_steps", "max_seconds", "stop_at_solved", "device", "compile", "data_dir", "out",
               "log_every_steps", "eval_every_steps", "eval_samples", "checkpoint_every_steps"}
-DIFFUSION = ("mdm", "sidm", "scdm", "bcdm")
+DIFFUSION = tuple(name for name, rule in OBJECTIVES.items() if not rule.left_to_right)
 # {field that only some runs read: (the field that decides, its values)}; refused for other runs
 MEANS_SOMETHING_FOR = {
     "window": ("objective", ("mtp", "mtp-no-latents")),

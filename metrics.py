@@ -96,9 +96,10 @@ def held_out_likelihood(model, task, objective, window, num, draws, device, auto
     Where it is a bound it takes `draws` masks per sample, always the same ones.
     """
     rule = OBJECTIVES[objective]
-    if objective == "bcdm":
-        raise BadInput("the likelihood bound of objective bcdm is not implemented; each number of "
-                       "latents has its own; it can be had for mdm, sidm and scdm")
+    if not rule.bound:
+        legal = ", ".join(name for name, other in OBJECTIVES.items() if other.bound)
+        raise BadInput(f"the likelihood bound of objective {objective} is not implemented; "
+                       f"it can be had for {legal}")
     tokens, given = task.held_out(num)
     generator = torch.Generator().manual_seed(2**40 + 3)  # on the CPU: the same on all devices
     exact = rule.left_to_right

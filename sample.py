@@ -3,9 +3,8 @@
     B batch   P prompt positions   A answer positions   S = P + A   K answer symbols   W window
     T tokens in the forward pass   u unknown cells   c candidates   n latents   k cells per pass
 
-One pass of decode(): choose the candidates, choose the latents, rank them, predict, commit. What is
-not needed is not in the tensor, so fewer latents are really faster. A sample may start with no cell
-known (generation) or with any cells given (puzzles, infilling).
+One pass of decode(): choose candidates and latents, rank them, predict, commit. Other unknown cells
+are not in the tensor, so fewer latents are faster. Any cells may be given at the start.
 
     python sample.py --ckpt out/ckpt.pt --num 100              # generate, or solve test puzzles
     python sample.py --ckpt out/ckpt.pt --puzzles FILE --json  # solve a file, print one JSON object
@@ -202,6 +201,7 @@ def main(argv=None):
     import decoders
     from plumbing.checkpoint import load_model
     from plumbing.cli import choose_device, say
+    from plumbing.decoder_tables import NOT_CHOSEN
     from plumbing.show import (answers_to_file, likelihood_report, parse_sample_args, read_request,
                                show, use_color)
     from plumbing.trace import new_history, write
@@ -229,7 +229,7 @@ def main(argv=None):
     counts = {"candidates": show_count(sampling.candidates, task.A),
               "latents": show_count(sampling.latents, task.A - 1)}
     if sampling.decoder:  # the decoder decides
-        counts = dict.fromkeys(("candidates", "latents", "order", "tokens_per_step"), "-")
+        counts = {**NOT_CHOSEN, "candidates": "-"}
     report = {"task": task.name, "objective": config.objective, "params": model.num_params(),
               **metrics, **asdict(sampling), **counts, "restarts": args.restarts,
               "seed": args.seed, "device": str(device)}

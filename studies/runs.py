@@ -14,7 +14,7 @@ import torch
 
 from config import Config
 from metrics import entropy_floor, held_out_likelihood, show_count
-from objectives import make_sampling_params
+from objectives import OBJECTIVES, make_sampling_params
 from plumbing import report
 from plumbing.checkpoint import (load_checkpoint, load_model, read_log, replace_file,
                                  save_checkpoint, write_text)
@@ -61,7 +61,8 @@ def do_run(preset, r, seed, args, command):
     rows = [evaluate_one(model, task, config, r.name, asked, seed, device, autocast, args)
             for asked in r.grid if test_file(asked, args)]
     likelihood = None
-    if entropy_floor(task) is not None and not r.shipped and config.objective != "bcdm":
+    has_bound = OBJECTIVES[config.objective].bound and entropy_floor(task) is not None
+    if has_bound and not r.shipped:
         nats, error, exact = held_out_likelihood(model, task, config.objective, config.window,
                                                  min(256, args.num), 64, device, autocast)
         likelihood = {"nats_per_cell": nats, "standard_error": error, "exact": exact,
